@@ -1,0 +1,57 @@
+# make demo    exports from an embedded backend, to see how it works; needs nothing but Python
+# make test    runs the tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-backend demo-stop test lint format lock clean
+
+help:
+	@echo "make demo          export from an embedded backend into .demo/results/"
+	@echo "make demo-backend  leave the embedded backend running, to try commands against it;"
+	@echo "make demo-stop     stop it"
+	@echo "make test          run the tests"
+	@echo "make setup         make .venv from requirements.lock (the others do it when needed)"
+	@echo "make lint          check style, types and the workflow;  make format: put style right"
+	@echo "make lock          pin the newest versions that pyproject.toml allows"
+	@echo "make clean         remove .venv and .demo; exports stay"
+
+setup: .venv/installed
+
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed: make setup PYTHON=python3.11" >&2; exit 1; }
+	@echo "Setting up .venv (once) ..."
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m workflow.demo.run
+
+demo-backend: setup
+	@$(BIN)/python -m workflow.demo.run --leave-running
+
+demo-stop: setup
+	@$(BIN)/python -m workflow.demo.run --stop
+
+test: setup
+	@$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakemake --lint
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/snakefmt Snakefile workflow/rules
+
+lock:
+	.ci/lock --upgrade
+
+clean:
+	rm -rf .venv .demo

@@ -1,0 +1,159 @@
+# From configuration and environment to what a run is asked for.
+#
+# Needs: config, the EXPORT_* variables, the targets of the command line.
+# Makes: SETTINGS, and the input functions of the other rules.
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+
+import yaml
+from snakemake.settings.types import RerunTrigger
+
+WORKFLOW = Path(workflow.basedir, "workflow")
+sys.path.insert(0, str(WORKFLOW / "scripts"))
+
+from export_records import (
+    RESOURCES,
+    RESULTS,
+    asked_exports,
+    manifest_path,
+    problem_path,
+    read_record,
+    receipt_path,
+    require_manifest,
+    revision_path,
+    tracks_path,
+    write_record,
+)
+from export_settings import resolve_settings
+from export_via_api import ExportError, batches_by_key
+
+
+wildcard_constraints:
+    # A batch key in its file-name form, and the status filter.
+    export=r"[^/]*_(complete|all)",
+
+
+try:
+    SETTINGS = resolve_settings(
+        workflow.config_settings.config,
+        os.environ,
+        config,
+        yaml.safe_load((WORKFLOW / "schemas" / "config.schema.yaml").read_text()),
+    )
+    if not SETTINGS.refresh:
+        require_manifest(SETTINGS.backend_id)
+except ExportError as error:
+    sys.exit(f"Error: {error}")
+
+# The scripts read their settings from here, not from params: another timeout, selection or address
+# of the same backend must not make exports stale.
+config.update(dataclasses.asdict(SETTINGS))
+
+# How many exports may be asked of the backend at once, however many cores there are.
+# `--resources api_connections=N` overrides it.
+workflow.global_resources.setdefault("api_connections", 4)
+
+
+def is_real_run():
+    """Whether jobs will be run: no dry run, no --touch, --summary, --report, --dag or --lint."""
+    return (
+        workflow.is_main_process
+        and workflow.executor_plugin is not None
+        and not workflow.dryrun
+        and not workflow.touch
+    )
+
+
+def named_exports():
+    """Return the exports that the command line asks for by file, as `<batch>_<filter>`."""
+    return [name for name in map(export_of_target, workflow.dag_settings.targets) if name]
+
+
+def asks_for_selection():
+    """Return whether the command line asks for the batches that the configuration selects."""
+    targets = workflow.dag_settings.targets
+    return not targets or not all(map(export_of_target, targets))
+
+
+def export_of_target(target):
+    """Return the export whose file a target is; empty when it is another target."""
+    path = Path(os.path.normpath(target))
+    name = path.name.removesuffix(".json").removesuffix("_tracks")
+    is_export = path in (tracks_path(name), receipt_path(name))
+    return name if is_export and name.endswith(("_complete", "_all")) else ""
+
+
+def set_behaviour():
+    """Set how Snakemake behaves where that may not hang on a profile, or no profile can set it.
+
+    Called while the jobs are planned: before that, Snakemake has no settings to change.
+    """
+    if is_real_run():
+        # A batch that fails does not stop the others.
+        workflow.execution_settings.keep_going = True
+        # The limit on jobs a second is for clusters; with it a run ends a second later.
+        if workflow.local_exec:
+            workflow.scheduling_settings.max_jobs_per_timespan = None
+    # What is fresh is not exported again: unless the command line chooses the triggers, another
+    # version of a script is no reason.
+    if workflow.dag_settings.rerun_triggers == RerunTrigger.all():
+        workflow.dag_settings.rerun_triggers = frozenset({RerunTrigger.MTIME, RerunTrigger.INPUT})
+
+
+def manifest_request(wildcards):
+    """Return the file that says what to ask the backend for, written once per real run.
+
+    Its change is what makes the manifest be fetched. A file, not a parameter: it works under every
+    --rerun-triggers and without .snakemake.
+    """
+    global request_written
+    set_behaviour()
+    if is_real_run() and not request_written:
+        request_written = True
+        asked = {"named": named_exports(), "selection": asks_for_selection()}
+        write_record(REQUEST, asked | {"written_at": time.time_ns()})
+    if is_real_run():
+        return REQUEST
+    # A dry run shows what the last manifest says, even if a later fetch failed.
+    return ancient(REQUEST) if REQUEST.exists() else []
+
+
+def last_manifest():
+    """Return the manifest, read once for each time it is written; wait for the checkpoint."""
+    path = Path(checkpoints.manifest.get().output[0])
+    changed = path.stat().st_mtime_ns
+    if changed not in manifests:
+        manifests.clear()
+        manifests[changed] = read_record(path)
+    return manifests[changed]
+
+
+def selected_files(wildcards):
+    """Return the exports that the configuration selects, and their receipts."""
+    listed = batches_by_key(last_manifest()["batches"])
+    exports = asked_exports([], SETTINGS.batch_keys or listed, SETTINGS.status_filter, listed)
+    return [path(export.name) for export in exports for path in (tracks_path, receipt_path)]
+
+
+def revision_file(wildcards):
+    """Return the file that says what there is to export, where the manifest could tell."""
+    return _written_by_manifest(revision_path(wildcards.export))
+
+
+def problem_file(wildcards):
+    """Return the file that says why the manifest could not tell, if there is one."""
+    return _written_by_manifest(problem_path(wildcards.export))
+
+
+def _written_by_manifest(path):
+    last_manifest()
+    return path if path.exists() else []
+
+
+REQUEST = RESOURCES / "request.json"
+request_written = False
+manifests = {}

@@ -1,0 +1,114 @@
+"""Export one batch: download, verify, and only then put it in the old export's place.
+
+The script of the rule `download_tracks`. What can fail, fails before the published file is
+touched; the file is replaced in one step, and its receipt is written after it.
+"""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export_records import (
+    job_log,
+    problem_path,
+    read_if_sound,
+    read_record,
+    receipt_path,
+    tracks_path,
+    write_record,
+)
+from export_via_api import Client, Download, ExportError, replacing, storage_error
+from payload_checks import Findings, change_warnings, check_export
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+
+def download(client: Client, revision: Mapping[str, Any], part: Path) -> tuple[Download, Findings]:
+    """Download and verify an export to a file of its own.
+
+    Raises:
+        ExportError: there is no sound export to be had.
+    """
+    findings = Findings()
+
+    def check(path: Path) -> None:
+        nonlocal findings
+        findings = check_export(path, revision["batch_key"], revision["status_filter"])
+
+    came = client.download(revision["batch_key"], revision["status_filter"], part, check)
+    return came, findings
+
+
+def receipt_of(
+    came: Download,
+    findings: Findings,
+    revision: Mapping[str, Any],
+    previous: Mapping[str, Any] | None,
+    backend: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the record of what was exported. Sizes are in bytes, times in UTC."""
+    same_backend = previous is not None and previous.get("backend_id") == backend["backend_id"]
+    before = previous.get("tracks") if previous is not None and same_backend else None
+    changes = change_warnings(findings.track_tags, revision.get("track_tags"), before)
+    return {
+        "batch_key": revision["batch_key"],
+        "status_filter": revision["status_filter"],
+        "api_base": backend["api_base"],
+        "backend_id": backend["backend_id"],
+        "revision": revision["revision"],
+        "file": tracks_path(revision["name"]).name,
+        "sha256": came.sha256,
+        "size": came.size,
+        "images": findings.images,
+        "annotations": findings.annotations,
+        "tracks": len(findings.track_tags),
+        "empty": came.empty,
+        "exported_at": findings.exported_at,
+        "attempts": came.attempts,
+        "warnings": [*findings.warnings, *changes],
+    }
+
+
+def main() -> None:
+    """Run the rule's job."""
+    started = datetime.now(UTC)
+    name = snakemake.wildcards.export
+    staging = Path(snakemake.output[0]).parent
+    results = staging.parent
+    target = tracks_path(name, results)
+    settings = snakemake.config
+    resources = Path(snakemake.params.resources)
+    with job_log(Path(snakemake.log[0]), name, resources) as say:
+        if problem := read_record(problem_path(name, resources)):
+            raise ExportError(problem["cause"])
+        revision_file = Path(snakemake.input.get("revision") or "none")
+        revision = read_record(revision_file)
+        if revision is None:
+            raise ExportError(
+                "the last manifest did not ask for this export: run without refresh=false."
+            )
+        previous = read_if_sound(receipt_path(name, results))
+        client = Client(settings["api_base"], settings["request_timeout"], os.environ)
+        try:
+            with replacing(target, staging) as part:
+                came, findings = download(client, revision, part)
+                # A killed run may have left this process behind, and another run may have gone on.
+                if read_record(revision_file) != revision:
+                    raise ExportError("another run has begun: this one's export is not used.")
+        except OSError as error:
+            raise storage_error(error, target) from None
+        receipt = receipt_of(came, findings, revision, previous, settings)
+        receipt["started_at"] = started.isoformat()
+        receipt["finished_at"] = datetime.now(UTC).isoformat()
+        write_record(receipt_path(name, results), receipt)
+        say(f"{target}: {came.size:,} bytes, {receipt['tracks']} tracks, try {came.attempts}")
+        for warning in receipt["warnings"]:
+            say(f"Warning: {warning}")
+        Path(snakemake.output[0]).touch()
+
+
+if __name__ == "__main__":
+    main()

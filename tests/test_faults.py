@@ -101,8 +101,11 @@ def assert_causes_told(said: str, causes: dict[str, tuple[Fault, list[str]]]) ->
             assert word in told[0]
 
 
-@pytest.mark.parametrize("causes", [CAUSES, RETRIED], ids=["refused at once", "tried again"])
-@pytest.mark.parametrize("before", [False, True], ids=["first export", "refresh"])
+@pytest.mark.parametrize(
+    ("causes", "before"),
+    [(CAUSES, True), (RETRIED, False)],
+    ids=["refused at once, a refresh", "tried again, a first export"],
+)
 def test_a_failed_export_names_its_cause_and_harms_nothing(
     workflow: Workflow,
     server: FaultServer,
@@ -248,8 +251,11 @@ def unlock(workflow: Workflow) -> None:
         workflow.run("--unlock")
 
 
-@pytest.mark.parametrize("options", [(), ("--workflow-profile", "none")], ids=["", "no profile"])
-@pytest.mark.parametrize("after", [None, 700], ids=["before the answer", "in mid-body"])
+@pytest.mark.parametrize(
+    ("after", "options"),
+    [(None, ("--workflow-profile", "none")), (700, ())],
+    ids=["before the answer, no profile", "in mid-body"],
+)
 def test_killed_in_mid_download(
     workflow: Workflow, server: FaultServer, after: int | None, options: tuple[str, ...]
 ) -> None:
@@ -289,8 +295,14 @@ STEPS: dict[str, Callable[[Workflow], Path]] = {
 }
 
 
-@pytest.mark.parametrize("options", [(), ("--rerun-triggers", "mtime")], ids=["", "mtime only"])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        *((step, ("--rerun-triggers", "mtime")) for step in STEPS),
+        ("export in place", ()),
+        ("download done", ("--workflow-profile", "none")),
+    ],
+)
 def test_two_edits_with_a_killed_run_between(
     workflow: Workflow, server: FaultServer, step: str, options: tuple[str, ...]
 ) -> None:

@@ -47,11 +47,15 @@ STALE_EDITS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [(), ("--workflow-profile", "none"), ("--rerun-triggers", "mtime")],
-    ids=["default", "no profile", "mtime only"],
+    ("arguments", "lose"),
+    [
+        ((), False),
+        (("--workflow-profile", "none"), False),
+        (("--rerun-triggers", "mtime"), False),
+        ((), True),
+    ],
+    ids=["default", "no profile", "mtime only", "lost .snakemake"],
 )
-@pytest.mark.parametrize("lose", [False, True], ids=["", "lost .snakemake"])
 def test_an_edit_exports_its_batch_alone(
     workflow: Workflow, server: FaultServer, arguments: tuple[str, ...], lose: bool
 ) -> None:

@@ -68,12 +68,12 @@ def is_real_run():
     )
 
 
-def named_exports():
+def named_exports(wildcards=None):
     """Return the exports that the command line asks for by file, as `<batch>_<filter>`."""
     return [name for name in map(export_of_target, workflow.dag_settings.targets) if name]
 
 
-def asks_for_selection():
+def asks_for_selection(wildcards=None):
     """Return whether the command line asks for the batches that the configuration selects."""
     targets = workflow.dag_settings.targets
     return not targets or not all(map(export_of_target, targets))
@@ -105,17 +105,15 @@ def set_behaviour():
 
 
 def manifest_request(wildcards):
-    """Return the file that says what to ask the backend for, written once per real run.
+    """Return the file whose change makes the manifest be fetched, written once per real run.
 
-    Its change is what makes the manifest be fetched. A file, not a parameter: it works under every
-    --rerun-triggers and without .snakemake.
+    A file, not a parameter: it works under every --rerun-triggers and without .snakemake.
     """
     global request_written
     set_behaviour()
     if is_real_run() and not request_written:
         request_written = True
-        asked = {"named": named_exports(), "selection": asks_for_selection()}
-        write_record(REQUEST, asked | {"written_at": time.time_ns()})
+        write_record(REQUEST, {"asked_at": time.time_ns()})
     if is_real_run():
         return REQUEST
     # A dry run shows what the last manifest says, even if a later fetch failed.

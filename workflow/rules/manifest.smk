@@ -23,6 +23,8 @@ if SETTINGS.refresh:
             "../../environment.yml"
         params:
             results=RESULTS,
+            named=named_exports,
+            selection=asks_for_selection,
         message:
             "Fetching the manifest from {config[api_base]}"
         script:

@@ -24,7 +24,6 @@ from export_records import (
     manifest_path,
     problem_path,
     read_if_sound,
-    read_record,
     revision_path,
     tracks_path,
     write_record,
@@ -152,9 +151,10 @@ def main() -> None:
         batches = batches_by_key(client.batches())
         say(f"{len(batches)} batches at {settings['api_base']}")
 
-        request = read_record(Path(snakemake.input.request)) or {}
-        selected = settings["batch_keys"] or batches if request["selection"] else ()
-        exports = asked_exports(request["named"], selected, settings["status_filter"], batches)
+        selected = settings["batch_keys"] or batches if snakemake.params.selection else ()
+        exports = asked_exports(
+            snakemake.params.named, selected, settings["status_filter"], batches
+        )
         problems = {export: problem_of(export, list(batches)) for export in exports}
         listings = fetch_listings(client, [e.batch_key for e in exports if not problems[e]])
         for export in exports:

@@ -44,6 +44,7 @@ lint: setup
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
+	$(BIN)/shellcheck workflow/scripts/export_batches.sh .ci/run .ci/lock
 
 format: setup
 	$(BIN)/ruff check --fix

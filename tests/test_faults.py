@@ -323,8 +323,28 @@ def test_two_edits_with_a_killed_run_between(
     assert tracks == ["patch_000", "patch_002"]
     workflow.assert_as_served("guns_1016205", "tablet4_0001")
     assert workflow.receipt("guns_1016205")["tracks"] == 2
+    assert not list(workflow.folder.rglob("*.part"))
     workflow.run(*options)
     assert workflow.exported() == []
+
+
+def test_killed_when_asked_for_by_name(workflow: Workflow, server: FaultServer) -> None:
+    """Snakemake plans a file that is asked for by name at once, and sees that it is incomplete."""
+    options = ("--workflow-profile", "none")
+    target = "results/guns_1016205_complete_tracks.json"
+    workflow.run(target, *options)
+    for kind in ("batches", "export"):
+        server.edit("guns_1016205", "patch_000", primary_class=kind)
+        hold = Hold()
+        server.fail(kind, hold, times=1)
+        run = start(workflow, target, *options)
+        assert hold.reached.wait(60)
+        kill_group(run)
+        hold.release.set()
+        unlock(workflow)
+        workflow.run(target, *options)
+        workflow.assert_as_served("guns_1016205")
+        assert kind in workflow.published("guns_1016205").decode()
 
 
 def test_a_left_over_process_publishes_nothing(workflow: Workflow, server: FaultServer) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from export_records import Export, asked_exports, make_older, read_record
+from export_records import Export, asked_exports, make_older, read_record, revision_path
 from fetch_manifest import is_exported, problem_of, revision_of, update_revision
 
 BATCH = {"batch_key": "b", "created_at": "2025-11-20T00:00:00", "incomplete_tracks": 2}
@@ -51,8 +51,9 @@ class Revisions:
     """Writes one export's revision file again and again."""
 
     def __init__(self, folder: Path, status_filter: str) -> None:
-        self.path = folder / "revision.json"
+        self.folder = folder
         self.export = Export.of("b", status_filter)
+        self.path = revision_path(self.export.name, folder)
 
     def changes(
         self,
@@ -61,7 +62,7 @@ class Revisions:
         backend_id: str = "here",
     ) -> bool:
         before = self.path.read_bytes() if self.path.exists() else b""
-        changed = update_revision(self.export, batch, listing, backend_id, self.path)
+        changed = update_revision(self.export, batch, listing, backend_id, self.folder)
         assert changed == (self.path.read_bytes() != before)
         return changed
 
@@ -136,6 +137,7 @@ def test_a_change_taken_back_is_a_change(tmp_path: Path) -> None:
 def test_a_damaged_revision_file_is_made_anew(tmp_path: Path) -> None:
     revisions = Revisions(tmp_path, "complete")
     for damage in (b"", b"{", b"[1]", b"\xff\xfe"):
+        revisions.path.parent.mkdir(exist_ok=True)
         revisions.path.write_bytes(damage)
         assert revisions.changes([DONE])
     assert json.loads(revisions.path.read_bytes())["track_tags"] == ["patch_000"]

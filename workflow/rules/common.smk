@@ -98,6 +98,8 @@ def set_behaviour():
         # The limit on jobs a second is for clusters; with it a run ends a second later.
         if workflow.local_exec:
             workflow.scheduling_settings.max_jobs_per_timespan = None
+    # What a killed run was at is made again, without being asked to.
+    workflow.dag_settings.force_incomplete = True
     # What is fresh is not exported again: unless the command line chooses the triggers, another
     # version of a script is no reason.
     if workflow.dag_settings.rerun_triggers == RerunTrigger.all():
@@ -113,7 +115,7 @@ def manifest_request(wildcards):
     set_behaviour()
     if is_real_run() and not request_written:
         request_written = True
-        write_record(REQUEST, {"asked_at": time.time_ns()})
+        write_record(REQUEST, {"asked_at": time.time_ns()}, RESOURCES)
     if is_real_run():
         return REQUEST
     # A dry run shows what the last manifest says, even if a later fetch failed.

@@ -103,7 +103,7 @@ def main() -> None:
         receipt = receipt_of(came, findings, revision, previous, settings)
         receipt["started_at"] = started.isoformat()
         receipt["finished_at"] = datetime.now(UTC).isoformat()
-        write_record(receipt_path(name, results), receipt)
+        write_record(receipt_path(name, results), receipt, results)
         say(f"{target}: {came.size:,} bytes, {receipt['tracks']} tracks, try {came.attempts}")
         for warning in receipt["warnings"]:
             say(f"Warning: {warning}")

@@ -98,10 +98,15 @@ def failure_path(job: str, resources: Path = RESOURCES) -> Path:
     return resources / "failures" / f"{job}.json"
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as JSON, atomically."""
+def staging_of(folder: Path) -> Path:
+    """Return where files lie that are not whole yet; each run that fetches clears it first."""
+    return folder / ".staging"
+
+
+def write_record(path: Path, record: dict[str, Any], folder: Path) -> None:
+    """Write a record as JSON, atomically; `folder` (results or resources) stages it."""
     try:
-        with replacing(path) as part:
+        with replacing(path, staging_of(folder)) as part:
             part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise storage_error(error, path) from None
@@ -180,7 +185,7 @@ def job_log(log: Path, job: str, resources: Path) -> Iterator[Callable[[str], No
             cause = f"unexpected {type(error).__name__}, see {log}: please report it."
         say(f"Error: {cause}")
     with contextlib.suppress(ExportError):  # on a full disk the log and exit code must do
-        write_record(failure, {"job": job, "cause": cause, "failed_at": time.time()})
+        write_record(failure, {"job": job, "cause": cause, "failed_at": time.time()}, resources)
     sys.exit(1)
 
 

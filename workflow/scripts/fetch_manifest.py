@@ -25,6 +25,7 @@ from export_records import (
     problem_path,
     read_if_sound,
     revision_path,
+    staging_of,
     tracks_path,
     write_record,
 )
@@ -114,7 +115,11 @@ def problem_of(export: Export, listed: Sequence[str]) -> str:
 
 
 def update_revision(
-    export: Export, batch: Mapping[str, Any], listing: Listing | None, backend_id: str, path: Path
+    export: Export,
+    batch: Mapping[str, Any],
+    listing: Listing | None,
+    backend_id: str,
+    resources: Path,
 ) -> bool:
     """Write an export's revision file if its revision is another than before; tell whether it was.
 
@@ -127,6 +132,7 @@ def update_revision(
         tags = sorted(str(track.get("track_tag")) for track in tracks)
     created_at = str(batch.get("created_at"))
     revision = revision_of(tracks, [backend_id, export.status_filter, created_at])
+    path = revision_path(export.name, resources)
     before = read_if_sound(path)
     if before and before.get("revision") == revision:
         return False
@@ -135,7 +141,7 @@ def update_revision(
     # and a reviewer then took back would pass for no change at all.
     token = f"{datetime.now(UTC).isoformat()} {secrets.token_hex(8)}"
     record = dataclasses.asdict(export) | {"revision": revision, "changed": token}
-    write_record(path, record | {"track_tags": tags})
+    write_record(path, record | {"track_tags": tags}, resources)
     return True
 
 
@@ -146,7 +152,9 @@ def main() -> None:
     settings = snakemake.config
     with job_log(Path(snakemake.log[0]), "manifest", resources) as say:
         # What a killed run left there must not pass for this run's.
-        shutil.rmtree(results / ".staging", ignore_errors=True)
+        for folder in (results, resources):
+            shutil.rmtree(staging_of(folder), ignore_errors=True)
+        staging_of(resources).mkdir(parents=True)  # for the job's marker
         client = Client(settings["api_base"], settings["request_timeout"], os.environ)
         batches = batches_by_key(client.batches())
         say(f"{len(batches)} batches at {settings['api_base']}")
@@ -164,11 +172,11 @@ def main() -> None:
             revision_file = revision_path(export.name, resources)
             if isinstance(listing, ExportError) or problem:
                 say(f"{export.name}: {problem}")
-                write_record(problem_file, {"cause": problem})
+                write_record(problem_file, {"cause": problem}, resources)
                 make_older(tracks_path(export.name, results), problem_file)
                 continue
             batch = batches[export.batch_key]
-            if update_revision(export, batch, listing, settings["backend_id"], revision_file):
+            if update_revision(export, batch, listing, settings["backend_id"], resources):
                 make_older(tracks_path(export.name, results), revision_file)
             problem_file.unlink(missing_ok=True)
 
@@ -187,6 +195,7 @@ def main() -> None:
                 "warnings": [warning] if unlisted else [],
                 "batches": list(batches.values()),
             },
+            resources,
         )
         Path(snakemake.output[0]).touch()
 

@@ -6,6 +6,7 @@ embeddings above all), so memory use grows with the number of annotations, not w
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import math
 import mmap
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from export_via_api import ApiError, TruncatedBodyError, check_whole, not_json, show
+from export_via_api import CHUNK_SIZE, ApiError, TruncatedBodyError, check_whole, not_json, show
 
 EDGE_TOLERANCE = 1.0  # pixels that a box may reach beyond its image before it is worth a warning
 
@@ -89,7 +90,11 @@ def decode_payload(path: Path) -> Payload:
             raise not_json(head)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as body:
             try:
+                _require_utf8(body)
                 return _DECODER.decode(body)
+            except UnicodeDecodeError as error:
+                check_whole(file)  # a cut may split a character
+                cause = f"the body is malformed JSON ({error.reason} in its UTF-8)."
             except msgspec.ValidationError as error:
                 cause = f"the payload is not the export that the API documents ({error})."
             except msgspec.DecodeError as error:
@@ -156,6 +161,14 @@ def change_warnings(
     if previous_tracks is not None and 2 * len(track_tags) < previous_tracks:
         warnings.append(f"{len(track_tags)} tracks, where the last export had {previous_tracks}")
     return warnings
+
+
+def _require_utf8(body: mmap.mmap) -> None:
+    """Raise UnicodeDecodeError unless all is UTF-8; msgspec does not look into what it skips."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(body), CHUNK_SIZE):
+        decoder.decode(body[start : start + CHUNK_SIZE])
+    decoder.decode(b"", final=True)
 
 
 def _require_complete(tracks: Iterable[Track]) -> None:

@@ -69,8 +69,11 @@ class RunReporter(logging.Filter):
         if getattr(record, "event", None) is LogEvent.JOB_INFO:
             self._job_begins(getattr(record, "rule_name", ""), getattr(record, "wildcards", {}))
         message = str(record.msg)
-        # That a script ended with exit code 1 says nothing: its log, which is shown, says why.
-        expected = "CalledProcessError in file" in message and message.endswith("exit status 1.")
+        # That a script ended with exit code 1, or by Ctrl-C, says nothing: its log, which is
+        # shown, says why.
+        expected = "CalledProcessError in file" in message and message.endswith(
+            ("exit status 1.", "died with <Signals.SIGINT: 2>.")
+        )
         return not expected and not any(noise in message for noise in NOISE)
 
     def _job_begins(self, rule: str, wildcards: Mapping[str, str]) -> None:
@@ -94,8 +97,8 @@ class RunReporter(logging.Filter):
 def published_line(receipt: Mapping[str, Any]) -> str:
     """Return one line on an export; the closing summary tells its warnings."""
     batch = f"{plain(receipt['batch_key'])} ({receipt['status_filter']})"
-    if receipt["empty"]:
-        line = f"{batch}: skipped, {receipt['empty'][0].lower()}{receipt['empty'][1:]}"
+    if said := receipt["empty"]:
+        line = f"{batch}: skipped, {said[0].lower()}{said[1:]}"
     else:
         line = (
             f"{batch}: {_count(receipt['tracks'], 'track')}, "
@@ -151,8 +154,8 @@ def closing_summary(
         if cause := _recent_failure(name, started, resources):
             failed.append(f"{batch}: {cause}")
         elif made and tracks_path(name, results).exists():
-            groups["empty" if receipt["empty"] else "exported"].append(batch)
-            for warning in receipt["warnings"]:
+            groups["empty" if receipt.get("empty") else "exported"].append(batch)
+            for warning in receipt.get("warnings", []):
                 warned.setdefault(warning, []).append(batch)
         elif succeeded or _is_fresh(name, receipt, results, resources):
             groups["up to date"].append(batch)

@@ -65,10 +65,12 @@ def receipt_of(
         "images": findings.images,
         "annotations": findings.annotations,
         "tracks": len(findings.track_tags),
+        "tracks_in_batch": revision.get("tracks_listed"),
         "empty": came.empty,
         "exported_at": findings.exported_at,
         "attempts": came.attempts,
         "warnings": [*findings.warnings, *changes],
+        "statistics": findings.statistics,
     }
 
 

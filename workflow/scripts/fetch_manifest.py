@@ -141,8 +141,15 @@ def update_revision(
     # and a reviewer then took back would pass for no change at all.
     token = f"{datetime.now(UTC).isoformat()} {secrets.token_hex(8)}"
     record = dataclasses.asdict(export) | {"revision": revision, "changed": token}
-    write_record(path, record | {"track_tags": tags}, resources)
+    listed = None if listing is None else len(listing)
+    write_record(path, record | {"track_tags": tags, "tracks_listed": listed}, resources)
     return True
+
+
+def progress_of(listing: Listing) -> dict[str, int]:
+    """Return how far the review of a batch is: its tracks, and those of them that are complete."""
+    complete = sum(is_exported(track, "complete") for track in listing)
+    return {"tracks": len(listing), "tracks_complete": complete}
 
 
 def main() -> None:
@@ -194,6 +201,11 @@ def main() -> None:
                 "fetched_at": datetime.now(UTC).isoformat(),
                 "warnings": [warning] if unlisted else [],
                 "batches": list(batches.values()),
+                "progress": {
+                    key: progress_of(listing)
+                    for key, listing in listings.items()
+                    if isinstance(listing, list)
+                },
             },
             resources,
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 from export_via_api import CHUNK_SIZE, ApiError, TruncatedBodyError, check_whole, not_json, show
+from payload_statistics import statistics_of
 
 EDGE_TOLERANCE = 1.0  # pixels that a box may reach beyond its image before it is worth a warning
 
@@ -33,6 +34,7 @@ class Image(msgspec.Struct, gc=False):
     id: str | int
     width: float | None = None
     height: float | None = None
+    frame_index: Any = None
 
 
 class Annotation(msgspec.Struct):
@@ -42,6 +44,8 @@ class Annotation(msgspec.Struct):
     track_tag: str | int
     id: Any = None
     bbox: Any = None
+    category_name: Any = None
+    status: Any = None
 
 
 class Track(msgspec.Struct, gc=False):
@@ -50,10 +54,12 @@ class Track(msgspec.Struct, gc=False):
     track_tag: str | int
     pending_annotations: int | None = None
     manually_completed: bool | None = None
+    primary_class: Any = None
+    categories: Any = None
 
 
 class Payload(msgspec.Struct):
-    """The parts of an export that are checked."""
+    """The parts of an export that are checked or counted."""
 
     info: Info
     images: list[Image]
@@ -70,6 +76,7 @@ class Findings:
     annotations: int = 0
     track_tags: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 _DECODER = msgspec.json.Decoder(Payload)
@@ -138,6 +145,9 @@ def check_export(path: Path, batch_key: str, status_filter: str) -> Findings:
         annotations=len(payload.annotations),
         track_tags=tuple(sorted(str(tag) for tag in tags)),
         warnings=(*_box_warnings(payload.annotations, images), *_track_warnings(payload)),
+        statistics=statistics_of(
+            payload, [(a.bbox[2], a.bbox[3]) for a in payload.annotations if _is_box(a.bbox)]
+        ),
     )
 
 

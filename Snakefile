@@ -14,13 +14,18 @@ if Path("config", "config.yaml").is_file():
     configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/manifest.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/summary.smk"
+include: "workflow/rules/outcome.smk"
 
 
 rule all:
     default_target: True
     input:
         selected_files,
+        summary_files,

@@ -15,6 +15,7 @@ from export_via_api import export_file_name
 from tests.fault_server import FaultServer, TrackState
 
 ROOT = Path(__file__).parents[1]
+SUMMARY = ("summary.tsv", "SHA256SUMS", "report.html")
 
 
 @dataclass
@@ -64,9 +65,9 @@ class Workflow:
         return receipt
 
     def results(self) -> dict[str, bytes]:
-        """Every file under results/, with its content."""
+        """Every file under results/, with its content, but for those that sum up."""
         results = self.folder / "results"
-        files = [path for path in results.rglob("*") if path.is_file()]
+        files = [path for path in results.rglob("*") if path.is_file() and path.name not in SUMMARY]
         return {str(path.relative_to(results)): path.read_bytes() for path in files}
 
     def assert_as_served(self, *batch_keys: str, status_filter: str = "complete") -> None:

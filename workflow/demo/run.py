@@ -58,6 +58,7 @@ def run_demo() -> int:
         print(
             f"""
 What to look at:
+  {FOLDER}/results/report.html  what is exported, in a browser; summary.tsv has it as a table
   {FOLDER}/results/            one JSON file a batch; receipts/ says what is in each
   .venv/bin/python -m workflow.demo list       the batches and how far their review is
 
@@ -95,6 +96,7 @@ Export everything, again, one file, and see what would be made:
   export EXPORT_API_BASE={base_url} EXPORT_BACKEND_ID={BACKEND_ID}
   .venv/bin/snakemake --directory {FOLDER} --cores 4
   .venv/bin/snakemake --directory {FOLDER} --cores 1 results/{EDITED_BATCH}_all_tracks.json
+  .venv/bin/snakemake --directory {FOLDER} --cores 1 status
   .venv/bin/snakemake --directory {FOLDER} -n
 
 Review a track, then export again:

@@ -29,6 +29,7 @@ from export_records import (
     write_record,
 )
 from export_settings import resolve_settings
+from export_summary import page_path, summary_path, sums_path
 from export_via_api import ExportError, batches_by_key
 
 
@@ -133,10 +134,25 @@ def last_manifest():
 
 
 def selected_files(wildcards):
-    """Return the exports that the configuration selects, and their receipts."""
+    """Return the exports that the configuration selects."""
+    return [tracks_path(export.name) for export in selected_exports()]
+
+
+def selected_receipts(wildcards):
+    """Return the receipts of the exports that the configuration selects."""
+    return [receipt_path(export.name) for export in selected_exports()]
+
+
+def summary_files(wildcards):
+    """Return the files that sum up; planned after the manifest, which tells if they are due."""
+    last_manifest()
+    return [summary_path(), sums_path(), page_path()]
+
+
+def selected_exports():
+    """Return what the configuration selects of the last manifest."""
     listed = batches_by_key(last_manifest()["batches"])
-    exports = asked_exports([], SETTINGS.batch_keys or listed, SETTINGS.status_filter, listed)
-    return [path(export.name) for export in exports for path in (tracks_path, receipt_path)]
+    return asked_exports([], SETTINGS.batch_keys or listed, SETTINGS.status_filter, listed)
 
 
 def revision_file(wildcards):

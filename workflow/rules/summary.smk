@@ -1,32 +1,58 @@
-# What a run says of itself.
+# What has been exported, as a table, checksums and a page; and how that compares with the backend.
+#
+# Needs: the receipts, the manifest.
+# Makes: results/summary.tsv, results/SHA256SUMS and results/report.html. The rule `status` only sees
+# to the manifest: outcome.smk prints.
+#
+# write_summary reads every receipt there is and replaces the three files where they change; summary
+# has no code and only declares them, so Snakemake never deletes them (see export.smk). A failed
+# export stops both jobs: outcome.smk brings the files up to date at the end of every run.
 
-from run_report import RunReporter, closing_summary
-from snakemake.logging import logger
-
-
-def job_stats():
-    """Return Snakemake's table of the jobs, as text and as counts."""
-    return workflow.dag.stats()
-
-
-def summary_of_run(succeeded):
-    """Return the lines that tell what came of each export that the run was asked for."""
-    manifest = read_record(manifest_path()) or {"batches": []}
-    listed = batches_by_key(manifest["batches"])
-    selected = (SETTINGS.batch_keys or listed) if asks_for_selection() else []
-    asked = asked_exports(named_exports(), selected, SETTINGS.status_filter, listed)
-    return closing_summary(asked, SETTINGS.api_base, reporter.started, succeeded)
+localrules:
+    write_summary,
 
 
-if workflow.is_main_process:
-    reporter = RunReporter(logger, job_stats)
+rule write_summary:
+    input:
+        receipts=selected_receipts,
+    output:
+        temp("results/.staging/summary.done"),
+    log:
+        "logs/summary.log",
+    conda:
+        "../../environment.yml"
+    params:
+        resources=RESOURCES,
+    message:
+        "Summing up what is exported"
+    script:
+        "../scripts/write_summary.py"
 
 
-onsuccess:
-    for line in summary_of_run(succeeded=True):
-        logger.info(line)
+rule summary:
+    input:
+        written="results/.staging/summary.done",
+    output:
+        table=report(
+            summary_path(),
+            caption="../report/summary.rst",
+            category="Exports",
+            labels={"file": "summary.tsv", "shows": "every export, a row each"},
+        ),
+        sums=report(
+            sums_path(),
+            caption="../report/sums.rst",
+            category="Exports",
+            labels={"file": "SHA256SUMS", "shows": "checksums"},
+        ),
+        page=report(
+            page_path(),
+            caption="../report/page.rst",
+            category="Exports",
+            labels={"file": "report.html", "shows": "totals, table and charts"},
+        ),
 
 
-onerror:
-    for line in summary_of_run(succeeded=False):
-        logger.error(line)
+rule status:
+    input:
+        manifest_path(),

@@ -38,6 +38,7 @@ class WorkflowSettings(Settings):
 
     backend_id: str = ""  # what makes exports of one backend those of another when it differs
     refresh: bool = True  # whether to ask for the manifest
+    status_json: bool = False  # whether `status` prints JSON
 
 
 def resolve_settings(
@@ -63,8 +64,9 @@ def resolve_settings(
 
     given = {key: value for key, value in {**files, **command_line}.items() if value is not None}
     # Snakemake hands `--config refresh=false` on as a text.
-    if str(given.get("refresh")).lower() in ("true", "false"):
-        given["refresh"] = str(given["refresh"]).lower() == "true"
+    for key in ("refresh", "status_json"):
+        if str(given.get(key)).lower() in ("true", "false"):
+            given[key] = str(given[key]).lower() == "true"
     _check_schema(given, schema)
     values |= given
     for key, variable in ENVIRONMENT.items():
@@ -82,6 +84,7 @@ def resolve_settings(
         request_timeout=parse_timeout(values["request_timeout"], names["request_timeout"]),
         backend_id=values["backend_id"] or api_base,
         refresh=values["refresh"],
+        status_json=values["status_json"],
     )
 
 

@@ -1,0 +1,78 @@
+# What a run says of itself, and `status`.
+#
+# Needs: what the other rules leave.
+# Makes: the closing summary; the files of summary.smk where its jobs did not.
+
+import atexit
+import shutil
+from datetime import UTC, datetime
+
+from export_status import status_json, status_rows, status_table
+from export_summary import update_summary
+from run_report import RunReporter, closing_summary
+from snakemake.logging import logger
+
+
+def asks_for_status_alone():
+    """Return whether the run only looks: it exports nothing, and so has nothing to sum up."""
+    return set(workflow.dag_settings.targets) == {"status"}
+
+
+def job_stats():
+    """Return Snakemake's table of the jobs, as text and as counts."""
+    return workflow.dag.stats()
+
+
+def summary_of_run(succeeded):
+    """Return the lines that tell what came of each export that the run was asked for."""
+    manifest = read_record(manifest_path()) or {"batches": []}
+    listed = batches_by_key(manifest["batches"])
+    selected = (SETTINGS.batch_keys or listed) if asks_for_selection() else []
+    asked = asked_exports(named_exports(), selected, SETTINGS.status_filter, listed)
+    return closing_summary(asked, SETTINGS.api_base, reporter.started, succeeded)
+
+
+def refresh_summary():
+    """Bring the summary up to date when jobs failed, or exports were made that it does not need."""
+    try:
+        update_summary()
+    except Exception as error:  # the exports are what matters, and their outcome is to be told
+        logger.error(f"The summary and report page were not brought up to date: {error}")
+
+
+def status_text():
+    """Return what `status` prints."""
+    now = datetime.now(UTC)
+    rows = status_rows(SETTINGS.batch_keys, SETTINGS.status_filter, now)
+    if SETTINGS.status_json:
+        return status_json(rows, SETTINGS.api_base, now)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return "\n".join(status_table(rows, SETTINGS.api_base, width))
+
+
+def print_at_exit(text):
+    """Print to stdout, which can be piped, once Snakemake's progress bars are gone from stderr."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if workflow.is_main_process:
+    reporter = RunReporter(logger, job_stats)
+
+
+onsuccess:
+    if not asks_for_status_alone():
+        refresh_summary()
+        for line in summary_of_run(succeeded=True):
+            logger.info(line)
+    if "status" in workflow.dag_settings.targets:
+        atexit.register(print_at_exit, status_text())
+
+
+onerror:
+    if not asks_for_status_alone():
+        refresh_summary()
+    for line in summary_of_run(succeeded=False):
+        logger.error(line)

@@ -213,6 +213,24 @@ def test_a_batch_gone_from_the_backend_keeps_its_export(
     assert workflow.results() == before
 
 
+def test_a_backend_without_batches(workflow: Workflow, server: FaultServer) -> None:
+    server.batches.clear()
+    for _ in range(2):
+        workflow.run()
+        assert server.count("batches") == 1
+    assert workflow.results() == {}
+    server.add("first")
+    workflow.run()
+    workflow.assert_as_served("first")
+
+
+def test_nothing_exported_leaves_nothing(workflow: Workflow, server: FaultServer) -> None:
+    server.fail("export", status(500, "boom"))
+    workflow.run(expect=1)
+    workflow.run("results/guns_1016205_complete_tracks.json", expect=1)
+    assert not [path for path in workflow.folder.glob("results/**/*") if path.is_file()]
+
+
 def test_a_deleted_file_is_exported_again(workflow: Workflow) -> None:
     workflow.run()
     workflow.path("tablet4_0001").unlink()

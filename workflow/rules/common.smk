@@ -134,8 +134,9 @@ def last_manifest():
 
 
 def selected_files(wildcards):
-    """Return the exports that the configuration selects."""
-    return [tracks_path(export.name) for export in selected_exports()]
+    """Return the exports that the configuration selects, and their receipts."""
+    names = [export.name for export in selected_exports()]
+    return [path(name) for name in names for path in (tracks_path, receipt_path)]
 
 
 def selected_receipts(wildcards):

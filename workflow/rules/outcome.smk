@@ -34,6 +34,8 @@ def summary_of_run(succeeded):
 
 def refresh_summary():
     """Bring the summary up to date when jobs failed, or exports were made that it does not need."""
+    if not receipt_path("").parent.is_dir():  # nothing was ever exported
+        return
     try:
         update_summary()
     except Exception as error:  # the exports are what matters, and their outcome is to be told

@@ -8,6 +8,7 @@
 # has no code and only declares them, so Snakemake never deletes them (see export.smk). A failed
 # export stops both jobs: outcome.smk brings the files up to date at the end of every run.
 
+
 localrules:
     write_summary,
 

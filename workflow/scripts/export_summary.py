@@ -112,19 +112,19 @@ def update_summary(results: Path = RESULTS, resources: Path = RESOURCES) -> list
     page = page_path(results)
     data = page_data(states, listed)
     digest = page_digest(data)
-    if digest not in _read(page, 1000):
+    if digest not in (_read(page, 1000) or ""):
         _write(page, render_page(data, digest), results)
         rewritten.append(page)
     _make_newer((summary_path(results), sums_path(results), page), newest)
     return rewritten
 
 
-def _read(path: Path, size: int = -1) -> str:
+def _read(path: Path, size: int = -1) -> str | None:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return file.read(size)
     except (FileNotFoundError, UnicodeDecodeError):
-        return ""
+        return None
 
 
 def _write(path: Path, text: str, results: Path) -> None:

@@ -20,6 +20,7 @@ import re
 import socket
 import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -252,6 +253,43 @@ def drip(size: int, pause: float) -> Fault:
             exchange.send(answer.body[start : start + size])
             if exchange.server.closing.wait(pause):
                 return
+
+    return fault
+
+
+def drip_head(pause: float) -> Fault:
+    """A header block without end, a byte at a time: no single wait is long."""
+
+    def fault(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+        while not exchange.server.closing.wait(pause):
+            exchange.send(b".")
+
+    return fault
+
+
+def endless(piece: bytes, code: int = 200, **headers: str) -> Fault:
+    """A body that goes on until the client has enough."""
+    more = {name.replace("_", "-"): value for name, value in headers.items()}
+
+    def fault(exchange: Exchange) -> None:
+        exchange.send(Answer(code, b"", {**JSON_TYPE, **more}).head(Connection="close"))
+        while not exchange.server.closing.is_set():
+            exchange.send(piece)
+
+    return fault
+
+
+def bomb(size: int, filler: bytes = b" ") -> Fault:
+    """A small gzip stream that inflates to so many bytes: the sound answer, padded."""
+
+    def fault(exchange: Exchange) -> None:
+        squeeze = zlib.compressobj(9, wbits=31)
+        block = filler * (1 << 20)
+        body = b"".join(squeeze.compress(block) for _ in range(size >> 20))
+        body += squeeze.compress(exchange.answer.body) + squeeze.flush()
+        head = exchange.answer.head(Content_Encoding="gzip", Content_Length=len(body))
+        exchange.send(head + body)
 
     return fault
 

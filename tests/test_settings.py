@@ -42,6 +42,8 @@ def test_command_line_beats_environment_beats_file(key: str) -> None:
         "batch_key": ("cli", "env", ["file"]),
         "status_filter": ("all", "complete", "all"),
         "request_timeout": (1, "2", 3),
+        "time_limit": (1, "2", 3),
+        "size_limit": (1, "2", 3),
     }
     cli, env, file = values[key]
     field = "batch_keys" if key == "batch_key" else key

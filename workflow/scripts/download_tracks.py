@@ -93,7 +93,7 @@ def main() -> None:
                 "the last manifest did not ask for this export: run without refresh=false."
             )
         previous = read_if_sound(receipt_path(name, results))
-        client = Client(settings["api_base"], settings["request_timeout"], os.environ)
+        client = Client.of(settings, os.environ)
         try:
             with replacing(target, staging) as part:
                 came, findings = download(client, revision, part)

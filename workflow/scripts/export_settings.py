@@ -14,6 +14,7 @@ from export_via_api import (
     SettingError,
     Settings,
     parse_api_base,
+    parse_size,
     parse_status_filter,
     parse_timeout,
     show,
@@ -29,6 +30,8 @@ ENVIRONMENT = {
     "batch_key": "EXPORT_BATCH_KEY",
     "status_filter": "EXPORT_STATUS_FILTER",
     "request_timeout": "EXPORT_REQUEST_TIMEOUT",
+    "time_limit": "EXPORT_TIME_LIMIT",
+    "size_limit": "EXPORT_SIZE_LIMIT",
 }
 
 
@@ -82,6 +85,8 @@ def resolve_settings(
         batch_keys=_batch_keys(values["batch_key"]),
         status_filter=parse_status_filter(values["status_filter"], names["status_filter"]),
         request_timeout=parse_timeout(values["request_timeout"], names["request_timeout"]),
+        time_limit=parse_timeout(values["time_limit"], names["time_limit"]),
+        size_limit=parse_size(values["size_limit"], names["size_limit"]),
         backend_id=values["backend_id"] or api_base,
         refresh=values["refresh"],
         status_json=values["status_json"],

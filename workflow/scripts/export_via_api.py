@@ -12,6 +12,8 @@ Settings are environment variables:
   EXPORT_BATCH_KEY        batch keys to export, comma-separated (default: all batches)
   EXPORT_STATUS_FILTER    complete (default) or all
   EXPORT_REQUEST_TIMEOUT  seconds to wait for the backend at each step (default 60)
+  EXPORT_TIME_LIMIT       seconds that one export may take in all, new tries included (default 3600)
+  EXPORT_SIZE_LIMIT       MB that one export may have (default 10000)
   EXPORT_API_TOKEN        bearer token, where the deployment wants one (default: none)
 
 Exit code: 0 nothing failed, 1 a batch failed or the backend did not answer, 2 a bad setting.
@@ -25,6 +27,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import functools
 import hashlib
 import io
 import ipaddress
@@ -35,8 +38,10 @@ import random
 import re
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -54,6 +59,8 @@ STATUS_FILTERS = ("complete", "all")
 DEFAULT_STATUS_FILTER = "complete"
 DEFAULT_REQUEST_TIMEOUT = 60.0
 MAX_REQUEST_TIMEOUT = 86_400.0  # seconds; a socket takes no more than 2**31 ms
+DEFAULT_TIME_LIMIT = 3600.0  # seconds
+DEFAULT_SIZE_LIMIT = 10_000.0  # MB
 PAYLOAD_PARTS = ("info", "images", "annotations", "tracks")
 
 TRIES = 4
@@ -62,6 +69,7 @@ MAX_RETRY_AFTER = 60.0  # seconds
 MAX_CONNECTIONS = 8
 CHUNK_SIZE = 1 << 20  # bytes
 MAX_ERROR_BODY = 1 << 16  # bytes of an error response that are read
+MAX_LIST_BODY = 64 << 20  # bytes; tens of thousands of batches or tracks have less
 FULL_PARSE_LIMIT = 32 << 20  # bytes; larger payloads are only checked for being whole
 
 # The two 404s that say "nothing to export" (the API's own words) rather than "something is wrong".
@@ -73,6 +81,7 @@ OPEN_A_TUNNEL = (
     "tunnel; if it is elsewhere, set EXPORT_API_BASE."
 )
 
+RAISE_SIZE_LIMIT = "see what the backend sends, and raise EXPORT_SIZE_LIMIT if it is sound"
 
 Received = TypeVar("Received")
 
@@ -108,7 +117,9 @@ class Settings:
     api_base: str = DEFAULT_API_BASE
     batch_keys: tuple[str, ...] = ()  # none: all batches
     status_filter: str = DEFAULT_STATUS_FILTER
-    request_timeout: float = DEFAULT_REQUEST_TIMEOUT
+    request_timeout: float = DEFAULT_REQUEST_TIMEOUT  # seconds, each step
+    time_limit: float = DEFAULT_TIME_LIMIT  # seconds, one export in all
+    size_limit: float = DEFAULT_SIZE_LIMIT  # MB, one export
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
@@ -128,6 +139,12 @@ class Settings:
             request_timeout=parse_timeout(
                 environ.get("EXPORT_REQUEST_TIMEOUT") or DEFAULT_REQUEST_TIMEOUT,
                 "EXPORT_REQUEST_TIMEOUT",
+            ),
+            time_limit=parse_timeout(
+                environ.get("EXPORT_TIME_LIMIT") or DEFAULT_TIME_LIMIT, "EXPORT_TIME_LIMIT"
+            ),
+            size_limit=parse_size(
+                environ.get("EXPORT_SIZE_LIMIT") or DEFAULT_SIZE_LIMIT, "EXPORT_SIZE_LIMIT"
             ),
         )
 
@@ -193,6 +210,19 @@ def parse_timeout(value: str | float, name: str) -> float:
             f"{MAX_REQUEST_TIMEOUT:g}), for example 60."
         )
     return seconds
+
+
+def parse_size(value: str | float, name: str) -> float:
+    """Return a size in MB, or raise SettingError."""
+    try:
+        size = float(value)
+    except ValueError:
+        size = math.nan
+    if not (0 < size < math.inf):
+        raise SettingError(
+            f"{name} is {show(str(value))}: it must be a number of MB above 0, for example 10000."
+        )
+    return size
 
 
 def split_batch_keys(value: str) -> tuple[str, ...]:
@@ -414,6 +444,20 @@ class Download:
     empty: str = ""  # the API's own words when nothing matches the filter
 
 
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """A response: its status, what it says of its error, its body, and the number of this try."""
+
+    status: int
+    detail: str
+    body: Iterator[bytes]
+    attempt: int
+
+
+class _TimeLimitReachedError(ApiError):
+    """An answer took more time in all than it has."""
+
+
 class _Authorization(AuthBase):
     """Sets the Authorization header itself.
 
@@ -434,6 +478,32 @@ class _Authorization(AuthBase):
         return request
 
 
+class _Session(requests.Session):
+    """Takes nothing on trust from a redirect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hooks["response"].append(_bound_redirect)
+
+    def rebuild_auth(
+        self, prepared_request: requests.PreparedRequest, response: requests.Response
+    ) -> None:
+        """Leave credentials behind on the way to another host; requests would look in `.netrc`."""
+        headers, sent = prepared_request.headers, response.request.url
+        target = prepared_request.url or ""
+        if self.should_strip_auth(sent or "", target):  # type: ignore[no-untyped-call]
+            headers.pop("Authorization", None)
+
+
+def _bound_redirect(response: requests.Response, **_: object) -> None:
+    """Refuse a redirect with a large body, which requests would read into memory."""
+    if (
+        response.is_redirect
+        and len(response.raw.read(MAX_ERROR_BODY, decode_content=True)) == MAX_ERROR_BODY
+    ):
+        raise ApiError("a redirect with a body without end came, which no backend sends.")
+
+
 class Client:
     """The backend's HTTP API: batch list, track listings, exports.
 
@@ -441,10 +511,28 @@ class Client:
     `RETRIED_STATUSES` and bodies cut short are tried again, `TRIES` times in all; nothing else is.
     """
 
-    def __init__(self, api_base: str, timeout: float, environ: Mapping[str, str]) -> None:
-        """Secrets (EXPORT_API_TOKEN, credentials in EXPORT_API_BASE) are read from `environ`."""
+    def __init__(
+        self,
+        api_base: str,
+        timeout: float,
+        environ: Mapping[str, str],
+        *,
+        time_limit: float = DEFAULT_TIME_LIMIT,
+        size_limit: float = DEFAULT_SIZE_LIMIT,
+    ) -> None:
+        """Make a client; it connects when it is first asked for something.
+
+        Args:
+            api_base: The base URL, without credentials.
+            timeout: Seconds to wait at each step of a request.
+            environ: Where secrets are read (EXPORT_API_TOKEN, credentials in EXPORT_API_BASE).
+            time_limit: Seconds that an answer may take in all, new tries included.
+            size_limit: MB that an export may have.
+        """
         self.api_base = api_base
         self._timeout = timeout
+        self._time_limit = time_limit
+        self._size_limit = size_limit
         token = environ.get("EXPORT_API_TOKEN", "").strip()
         if not token.isascii() or not token.isprintable():
             raise SettingError("EXPORT_API_TOKEN holds characters that no HTTP header can carry.")
@@ -454,7 +542,7 @@ class Client:
         self._secrets = [secret for secret in (token, *(credentials or ())[1:]) if secret]
         if credentials:
             self._secrets.append(base64.b64encode(os.fsencode(":".join(credentials))).decode())
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.auth = _Authorization(token, credentials)
         self._session.headers["Accept"] = "application/json"
         # Proxies and .netrc are for other hosts: a tunnel's end on this machine needs neither.
@@ -462,6 +550,17 @@ class Client:
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=MAX_CONNECTIONS)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], environ: Mapping[str, str]) -> Client:
+        """Return a client with the settings of a `Settings`, given as a dict."""
+        return cls(
+            settings["api_base"],
+            settings["request_timeout"],
+            environ,
+            time_limit=settings["time_limit"],
+            size_limit=settings["size_limit"],
+        )
 
     def batches(self) -> list[dict[str, Any]]:
         """Return the batch list: one dict a batch, newest first, as the API gives it.
@@ -504,53 +603,65 @@ class Client:
             OSError: the file could not be written.
         """
 
-        def receive(response: requests.Response, detail: str, attempt: int) -> Download:
-            if response.status_code == 404 and detail in EMPTY_DETAILS:
-                body = empty_payload(batch_key)
-                size, sha256 = _write(path, [body])
-                return Download(size, sha256, attempt, detail)
-            _require_ok(response, detail)
-            size, sha256 = _write(path, response.iter_content(CHUNK_SIZE))
+        def receive(answer: _Answer) -> Download:
+            if answer.status == 404 and answer.detail in EMPTY_DETAILS:
+                size, sha256 = _write(path, [empty_payload(batch_key)])
+                return Download(size, sha256, answer.attempt, answer.detail)
+            _require_ok(answer)
+            size, sha256 = _write(path, answer.body)
             check(path)
-            return Download(size, sha256, attempt)
+            return Download(size, sha256, answer.attempt)
 
         route = f"{batch_path(batch_key)}/tracks/export"
-        return self._get(route, {"status_filter": status_filter}, receive)
+        limit = int(self._size_limit * 1e6)
+        return self._get(route, {"status_filter": status_filter}, limit, receive)
 
     def _get_list(self, route: str) -> list[dict[str, Any]]:
-        def receive(response: requests.Response, detail: str, _: int) -> list[dict[str, Any]]:
-            _require_ok(response, detail)
-            return _parse_list(response.content)
+        def receive(answer: _Answer) -> list[dict[str, Any]]:
+            _require_ok(answer)
+            return _parse_list(b"".join(answer.body))
 
-        return self._get(route, {}, receive)
+        return self._get(route, {}, MAX_LIST_BODY, receive)
 
     def _get(
         self,
         route: str,
         params: Mapping[str, str],
-        receive: Callable[[requests.Response, str, int], Received],
+        limit: int,
+        receive: Callable[[_Answer], Received],
     ) -> Received:
-        """GET a route and hand the response to `receive`; the one layer that tries again.
+        """GET a route and hand the answer to `receive`; the one layer that tries again.
 
-        `receive` gets the response, what it says of its error, and the number of this try.
+        A body of more than `limit` bytes is refused as it comes.
         """
         url = f"{self.api_base}{route}"
+        deadline = time.monotonic() + self._time_limit
+
+        def ask(attempt: int, pause: float) -> tuple[Received | None, float]:
+            """Return what was received, or None and how long to pause before the next try."""
+            with self._session.get(
+                url, params=params, timeout=self._timeout, stream=True
+            ) as response:
+                if response.status_code in RETRIED_STATUSES and attempt < TRIES:
+                    return None, _retry_after(response, pause)
+                detail = "" if response.ok else _error_detail(response)
+                body = _bounded(response.iter_content(CHUNK_SIZE), limit, deadline)
+                return receive(_Answer(response.status_code, detail, body, attempt)), 0.0
+
         for attempt in range(1, TRIES + 1):
             pause = 2.0 ** (attempt - 1) * random.uniform(1, 1.25)  # noqa: S311
             try:
-                with self._session.get(
-                    url, params=params, timeout=self._timeout, stream=True
-                ) as response:
-                    if response.status_code not in RETRIED_STATUSES or attempt == TRIES:
-                        detail = "" if response.ok else _error_detail(response)
-                        return receive(response, detail, attempt)
-                    pause = _retry_after(response, pause)
+                received, pause = _until(deadline, functools.partial(ask, attempt, pause))
+                if received is not None:
+                    return received
             # requests lets a ValueError through when a redirect's Location is no URL.
             except (ApiError, requests.RequestException, Urllib3Error, ValueError) as error:
                 failure = self._explain(route, error)
                 again = isinstance(failure, (TruncatedBodyError, UnreachableError))
-                if attempt == TRIES or not again:
+                if attempt == TRIES or not again or time.monotonic() + pause > deadline:
                     raise failure from None
+            if time.monotonic() + pause > deadline:
+                raise self._explain(route, _TimeLimitReachedError())
             time.sleep(pause)
         raise AssertionError("the last try returns or raises")
 
@@ -558,7 +669,12 @@ class Client:
         """Turn what went wrong with a request into one line that says what to do."""
         kind: type[ApiError] = ApiError
         seconds = f"{self._timeout:g} s"
-        if isinstance(error, ApiError):
+        if isinstance(error, _TimeLimitReachedError):
+            said = (
+                f"not finished after {self._time_limit:g} s, which is all the time that it has. "
+                "The backend may be busy: run again later, or raise EXPORT_TIME_LIMIT."
+            )
+        elif isinstance(error, ApiError):
             kind, said = type(error), str(error)
             if kind is TruncatedBodyError:
                 said += f" Tried {TRIES} times; run again, or see the backend's log."
@@ -647,6 +763,42 @@ def _write(path: Path, chunks: Iterable[bytes]) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
+def _until(deadline: float, call: Callable[[], Received]) -> Received:
+    """Return what `call` returns, or give it up at a time of the monotonic clock.
+
+    A socket's timeout bounds each wait, not their sum: a server that sends its headers or its body
+    a byte at a time would hold a request for ever. What is given up ends with the process, or when
+    its body goes on.
+    """
+    outcome: Future[Received] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - time.monotonic()))
+    if not outcome.done():
+        raise _TimeLimitReachedError
+    return outcome.result()
+
+
+def _bounded(chunks: Iterable[bytes], limit: int, deadline: float) -> Iterator[bytes]:
+    """Pass on a body's chunks, up to so many bytes and a time of the monotonic clock."""
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            advice = "no list has so much" if limit == MAX_LIST_BODY else RAISE_SIZE_LIMIT
+            raise ApiError(f"the body is larger than {limit / 1e6:,.0f} MB: {advice}.")
+        if time.monotonic() > deadline:
+            raise _TimeLimitReachedError
+        yield chunk
+
+
 def _parse_list(body: bytes) -> list[dict[str, Any]]:
     try:
         value = json.loads(body)
@@ -660,9 +812,9 @@ def _parse_list(body: bytes) -> list[dict[str, Any]]:
     return value
 
 
-def _require_ok(response: requests.Response, detail: str) -> None:
+def _require_ok(answer: _Answer) -> None:
     """Raise an ApiError that names the cause unless the answer is a 200."""
-    status = response.status_code
+    status, detail = answer.status, answer.detail
     said = f"{status}: {detail}" if detail else str(status)
     if status == 200:
         return
@@ -750,7 +902,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.parse_args(arguments)
     try:
         settings = Settings.from_environment(os.environ)
-        client = Client(settings.api_base, settings.request_timeout, os.environ)
+        client = Client.of(dataclasses.asdict(settings), os.environ)
     except SettingError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

@@ -162,7 +162,7 @@ def main() -> None:
         for folder in (results, resources):
             shutil.rmtree(staging_of(folder), ignore_errors=True)
         staging_of(resources).mkdir(parents=True)  # for the job's marker
-        client = Client(settings["api_base"], settings["request_timeout"], os.environ)
+        client = Client.of(settings, os.environ)
         batches = batches_by_key(client.batches())
         say(f"{len(batches)} batches at {settings['api_base']}")
 

@@ -21,6 +21,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/manifest.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/summary.smk"
+include: "workflow/rules/verify.smk"
 include: "workflow/rules/outcome.smk"
 
 

@@ -4,12 +4,14 @@
 # Makes: SETTINGS, and the input functions of the other rules.
 
 import dataclasses
+import functools
 import os
 import sys
 import time
 from pathlib import Path
 
 import yaml
+from snakemake.logging import logger
 from snakemake.settings.types import RerunTrigger
 
 WORKFLOW = Path(workflow.basedir, "workflow")
@@ -19,6 +21,7 @@ from export_records import (
     RESOURCES,
     RESULTS,
     asked_exports,
+    declare_stale,
     manifest_path,
     problem_path,
     read_record,
@@ -31,6 +34,7 @@ from export_records import (
 from export_settings import resolve_settings
 from export_summary import page_path, summary_path, sums_path
 from export_via_api import ExportError, batches_by_key
+from verify_exports import differences
 
 
 wildcard_constraints:
@@ -71,13 +75,15 @@ def is_real_run():
 
 def named_exports(wildcards=None):
     """Return the exports that the command line asks for by file, as `<batch>_<filter>`."""
-    return [name for name in map(export_of_target, workflow.dag_settings.targets) if name]
+    targets = workflow.dag_settings.targets
+    damaged = differing_exports() if "repair" in targets else {}
+    return [*damaged, *filter(None, map(export_of_target, targets))]
 
 
 def asks_for_selection(wildcards=None):
     """Return whether the command line asks for the batches that the configuration selects."""
-    targets = workflow.dag_settings.targets
-    return not targets or not all(map(export_of_target, targets))
+    targets = set(workflow.dag_settings.targets)
+    return not targets or not all(map(export_of_target, targets - {"repair"}))
 
 
 def export_of_target(target):
@@ -154,6 +160,27 @@ def selected_exports():
     """Return what the configuration selects of the last manifest."""
     listed = batches_by_key(last_manifest()["batches"])
     return asked_exports([], SETTINGS.batch_keys or listed, SETTINGS.status_filter, listed)
+
+
+@functools.cache
+def differing_exports():
+    """Return the exports that are not as they were downloaded, by name, each with the difference.
+
+    Found once a run, while `repair` is planned. A real run has them exported again.
+    """
+    found = {export: what for export, what in differences(4).items() if what}
+    if not found:
+        logger.info("All exports are as they were downloaded: there is nothing to repair.")
+    for export, what in found.items():
+        logger.info(f"To be exported again: {tracks_path(export)} {what}.")
+        if is_real_run():
+            declare_stale(export)
+    return found
+
+
+def differing_files(wildcards):
+    """Return the exports that are not as they were downloaded, and their receipts."""
+    return [path(name) for name in differing_exports() for path in (tracks_path, receipt_path)]
 
 
 def revision_file(wildcards):

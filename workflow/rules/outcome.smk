@@ -10,12 +10,18 @@ from datetime import UTC, datetime
 from export_status import status_json, status_rows, status_table
 from export_summary import update_summary
 from run_report import RunReporter, closing_summary
-from snakemake.logging import logger
 
 
-def asks_for_status_alone():
-    """Return whether the run only looks: it exports nothing, and so has nothing to sum up."""
-    return set(workflow.dag_settings.targets) == {"status"}
+def asks_for(target, alone=False):
+    """Return whether the run is asked for a target; for nothing else, if `alone`."""
+    targets = set(workflow.dag_settings.targets)
+    return targets == {target} if alone else target in targets
+
+
+def only_looks():
+    """Return whether the run exports nothing, and so has nothing to sum up."""
+    targets = set(workflow.dag_settings.targets)
+    return bool(targets) and targets <= {"status", "verify"}
 
 
 def job_stats():
@@ -52,6 +58,11 @@ def status_text():
     return "\n".join(status_table(rows, SETTINGS.api_base, width))
 
 
+def verify_text():
+    """Return what `verify` found: each export that differs, and a closing line."""
+    return Path("logs/verify.log").read_text().strip()
+
+
 def print_at_exit(text):
     """Print to stdout, which can be piped, once Snakemake's progress bars are gone from stderr."""
     try:
@@ -61,20 +72,25 @@ def print_at_exit(text):
 
 
 if workflow.is_main_process:
-    reporter = RunReporter(logger, job_stats)
+    reporter = RunReporter(logger, job_stats, is_real_run)
 
 
 onsuccess:
-    if not asks_for_status_alone():
+    if not only_looks():
         refresh_summary()
         for line in summary_of_run(succeeded=True):
             logger.info(line)
-    if "status" in workflow.dag_settings.targets:
+    if asks_for("verify"):
+        logger.info(verify_text())
+    if asks_for("status"):
         atexit.register(print_at_exit, status_text())
 
 
 onerror:
-    if not asks_for_status_alone():
+    if not only_looks():
         refresh_summary()
-    for line in summary_of_run(succeeded=False):
-        logger.error(line)
+    if asks_for("verify"):
+        logger.error(verify_text().splitlines()[-1] + " (details: logs/verify.log)")
+    if not asks_for("verify", alone=True):
+        for line in summary_of_run(succeeded=False):
+            logger.error(line)

@@ -17,11 +17,13 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -187,6 +189,23 @@ def job_log(log: Path, job: str, resources: Path) -> Iterator[Callable[[str], No
     with contextlib.suppress(ExportError):  # on a full disk the log and exit code must do
         write_record(failure, {"job": job, "cause": cause, "failed_at": time.time()}, resources)
     sys.exit(1)
+
+
+def change_token() -> str:
+    """Return what makes a revision file's content new on every change.
+
+    Snakemake takes an input for unchanged when its content is what a job last saw: without this, a
+    change that a killed run exported and a reviewer then took back would pass for no change at all.
+    """
+    return f"{datetime.now(UTC).isoformat()} {secrets.token_hex(8)}"
+
+
+def declare_stale(export: str, results: Path = RESULTS, resources: Path = RESOURCES) -> None:
+    """Have the next run export this again, though the backend has not changed."""
+    path = revision_path(export, resources)
+    if record := read_if_sound(path):
+        write_record(path, record | {"changed": change_token()}, resources)
+        make_older(tracks_path(export, results), path)
 
 
 def make_older(path: Path, than: Path) -> None:

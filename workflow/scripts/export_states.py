@@ -27,6 +27,7 @@ STATES = {
     "empty": "fresh; nothing in the batch matches the filter",
     "stale": "the backend has changed since",
     "missing": "not exported yet",
+    "damaged": "not the file that was exported; snakemake repair exports it again",
     "failed": "the last try failed; an export made before is kept",
     "gone": "the backend no longer has the batch; the export is kept",
 }
@@ -70,6 +71,8 @@ def state_of(
     revision = read_if_sound(revision_path(export.name, resources)) or {}
     # Where an old export is fresh after all (an edit was taken back), a failure is history.
     fresh = exported and not problem and receipt.get("revision") == revision.get("revision", "none")
+    if fresh and size != receipt.get("size"):
+        return ExportState(export, "damaged", receipt, size)
     if fresh:
         return ExportState(export, "empty" if receipt.get("empty") else "fresh", receipt, size)
     if problem or failure.get("failed_at", 0) > seconds_of(receipt.get("finished_at")):

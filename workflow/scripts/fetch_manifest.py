@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from export_records import (
     Export,
     asked_exports,
+    change_token,
     job_log,
     make_older,
     manifest_path,
@@ -136,11 +136,7 @@ def update_revision(
     before = read_if_sound(path)
     if before and before.get("revision") == revision:
         return False
-    # The token makes the content new on every change. Snakemake takes an input for unchanged when
-    # its content is what a job last saw: without the token, a change that a killed run exported
-    # and a reviewer then took back would pass for no change at all.
-    token = f"{datetime.now(UTC).isoformat()} {secrets.token_hex(8)}"
-    record = dataclasses.asdict(export) | {"revision": revision, "changed": token}
+    record = dataclasses.asdict(export) | {"revision": revision, "changed": change_token()}
     listed = None if listing is None else len(listing)
     write_record(path, record | {"track_tags": tags, "tracks_listed": listed}, resources)
     return True

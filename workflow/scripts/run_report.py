@@ -47,18 +47,23 @@ class RunReporter(logging.Filter):
     """
 
     def __init__(
-        self, logger: logging.Logger, job_stats: Callable[[], tuple[str, dict[str, int]]]
+        self,
+        logger: logging.Logger,
+        job_stats: Callable[[], tuple[str, dict[str, int]]],
+        is_real_run: Callable[[], bool],
     ) -> None:
         """Attach to Snakemake's logger, in the place of an earlier reporter.
 
         Args:
             logger: Snakemake's logger.
             job_stats: Returns Snakemake's table of the jobs, as text and as counts.
+            is_real_run: Returns whether jobs are run; a dry run makes nothing to tell of.
         """
         super().__init__()
         self.started = time.time()
         self._logger = logger
         self._job_stats = job_stats
+        self._is_real_run = is_real_run
         self._exporting = False
         for other in [f for f in logger.filters if isinstance(f, RunReporter)]:
             logger.removeFilter(other)
@@ -66,7 +71,7 @@ class RunReporter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Look at a record before it is logged; return whether it is to be."""
-        if getattr(record, "event", None) is LogEvent.JOB_INFO:
+        if getattr(record, "event", None) is LogEvent.JOB_INFO and self._is_real_run():
             self._job_begins(getattr(record, "rule_name", ""), getattr(record, "wildcards", {}))
         message = str(record.msg)
         # That a script ended with exit code 1, or by Ctrl-C, says nothing: its log, which is

@@ -1,0 +1,28 @@
+# Whether the exports are still what was downloaded; and how to mend those that are not.
+#
+# Needs: the exports and their receipts.
+# Makes: nothing (`verify`); the exports that differ, anew (`repair`).
+
+
+localrules:
+    verify,
+
+
+rule verify:
+    log:
+        "logs/verify.log",
+    conda:
+        "../../environment.yml"
+    threads: workflow.cores or 1
+    params:
+        results=RESULTS,
+        resources=RESOURCES,
+    message:
+        "Checking the exports against their receipts"
+    script:
+        "../scripts/verify_exports.py"
+
+
+rule repair:
+    input:
+        differing_files,

@@ -106,6 +106,7 @@ class Exchange:
         request = self.request
         if request.batch is not None and request.kind == "export" and answer.status == 200:
             self.server.bodies[request.batch, request.status_filter] = answer.body
+            self.server.sent.add(hashlib.sha256(answer.body).hexdigest())
 
     def send_whole(self, answer: Answer) -> None:
         self.note_full(answer)
@@ -368,6 +369,7 @@ class FaultServer:
         requests: Every request so far.
         connections: How many TCP connections were accepted.
         bodies: The bytes of the export last served in full, by (batch key, status filter).
+        sent: The SHA-256 of every export ever served in full.
         batches: The model, oldest batch first.
         embedding: How many floats each annotation carries: what makes a payload large.
         closing: Set while the server stops: a fault that waits should end.
@@ -379,6 +381,7 @@ class FaultServer:
         self.upstream, self.host, self.root_path = upstream, host, root_path
         self.requests: list[Request] = []
         self.bodies: dict[tuple[str, str], bytes] = {}
+        self.sent: set[str] = set()
         self.batches: dict[str, BatchState] = {}
         self.connections = self.port = self._ingests = 0
         self.embedding = 4
@@ -511,6 +514,11 @@ class FaultServer:
                 return as_json(404, {"detail": "No completed tracks available for export"})
             return as_json(200, _export(request.batch, batch, kept, self.embedding))
 
+    def export_of(self, key: str, status_filter: str = "complete") -> Answer:
+        """Return what an export would be answered now; no two have the same bytes."""
+        segments = ("batches", key, "tracks", "export")
+        return self.answer_to(Request("GET", "", segments, {"status_filter": status_filter}, {}))
+
     # The wire
 
     def _accept(self) -> None:
@@ -528,6 +536,9 @@ class FaultServer:
         with suppress(OSError, http.client.HTTPException):  # the client went away, or we stop
             try:
                 with connection, connection.makefile("rb") as reader:
+                    if reader.peek(1)[:1] == b"\x16":  # TLS, in which a line may never end
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                        return
                     while not self.closing.is_set() and (request := self._read(reader)):
                         if not self._answer(request, connection):
                             break

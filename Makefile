@@ -2,15 +2,18 @@
 # make test    runs the tests
 PYTHON ?= python3
 BIN := .venv/bin
+ROUNDS := 200
+SEED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-backend demo-stop test lint format lock clean
+.PHONY: help setup demo demo-backend demo-stop test test-all crash lint format lock clean
 
 help:
 	@echo "make demo          export from an embedded backend into .demo/results/"
 	@echo "make demo-backend  leave the embedded backend running, to try commands against it;"
 	@echo "make demo-stop     stop it"
-	@echo "make test          run the tests"
+	@echo "make test          run the tests;  make test-all: the slow ones as well"
+	@echo "make crash         break runs off at random moments, recover, check; ROUNDS=200 SEED=1"
 	@echo "make setup         make .venv from requirements.lock (the others do it when needed)"
 	@echo "make lint          check style, types and the workflow;  make format: put style right"
 	@echo "make lock          pin the newest versions that pyproject.toml allows"
@@ -36,7 +39,13 @@ demo-stop: setup
 	@$(BIN)/python -m workflow.demo.run --stop
 
 test: setup
+	@$(BIN)/pytest -m "not slow"
+
+test-all: setup
 	@$(BIN)/pytest
+
+crash: setup
+	@PYTHONPATH=workflow/scripts $(BIN)/python -m tests.crash_rounds --rounds $(ROUNDS) --seed $(SEED)
 
 lint: setup
 	$(BIN)/ruff check

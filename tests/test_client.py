@@ -911,7 +911,11 @@ def test_too_many_requests_say_what_to_do(server: FaultServer, pauses: list[floa
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"batches":[]}', b"[1]", b'[{"batch_key":"a"},null]', b'"a"', b'{"detail":"x"}']
+    "body",
+    [
+        *(b'{"batches":[]}', b"[1]", b'[{"batch_key":"a"},null]', b'"a"', b'{"detail":"x"}'),
+        *(b'[{"a":NaN}]', b"\xef\xbb\xbf[]", "[]".encode("utf-16")),
+    ],
 )
 def test_lists_that_are_none(server: FaultServer, body: bytes) -> None:
     server.fail("batches", payload(body))

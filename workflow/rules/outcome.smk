@@ -5,11 +5,12 @@
 
 import atexit
 import shutil
+import signal
 from datetime import UTC, datetime
 
 from export_status import status_json, status_rows, status_table
 from export_summary import update_summary
-from run_report import RunReporter, closing_summary
+from run_report import RunReporter, closing_summary, handle_in_thread
 
 
 def asks_for(target, alone=False):
@@ -73,6 +74,10 @@ def print_at_exit(text):
 
 if workflow.is_main_process:
     reporter = RunReporter(logger, job_stats, is_real_run)
+
+
+onstart:
+    handle_in_thread(signal.SIGTERM)
 
 
 onsuccess:

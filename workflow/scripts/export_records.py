@@ -19,6 +19,7 @@ import json
 import os
 import secrets
 import signal
+import stat
 import sys
 import time
 import traceback
@@ -206,6 +207,17 @@ def declare_stale(export: str, results: Path = RESULTS, resources: Path = RESOUR
     if record := read_if_sound(path):
         write_record(path, record | {"changed": change_token()}, resources)
         make_older(tracks_path(export, results), path)
+
+
+def make_writable(path: Path) -> None:
+    """Take the write protection off a file that may be replaced.
+
+    Snakemake gives up the whole run when one file to be made again is protected.
+    """
+    with contextlib.suppress(OSError):
+        mode = path.stat().st_mode
+        if not mode & stat.S_IWUSR:
+            path.chmod(mode | stat.S_IWUSR)
 
 
 def make_older(path: Path, than: Path) -> None:

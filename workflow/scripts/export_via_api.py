@@ -387,7 +387,7 @@ def check_payload(path: Path, batch_key: str) -> None:
     if path.stat().st_size > FULL_PARSE_LIMIT:
         return
     try:
-        payload = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        payload = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
     except ValueError as error:
         raise ApiError(f"the body is malformed JSON ({error}).") from None
     except RecursionError:
@@ -703,9 +703,10 @@ class Client:
         else:
             said = f"no usable answer from {self.api_base} ({_reason(error)})."
         said = f"GET {plain(route, 200)}: {said}"
+        # A server may quote what it was sent, and URLs of its own.
         for secret in self._secrets:
-            said = _without(secret, said)  # a server may quote what it was sent
-        return kind(said)
+            said = _without(secret, said)
+        return kind(re.sub(r"://[^/\s]*@", "://***@", said))
 
 
 def batch_path(batch_key: str) -> str:
@@ -801,7 +802,8 @@ def _bounded(chunks: Iterable[bytes], limit: int, deadline: float) -> Iterator[b
 
 def _parse_list(body: bytes) -> list[dict[str, Any]]:
     try:
-        value = json.loads(body)
+        # Decoded first: of bytes, json takes UTF-16 and byte order marks as well.
+        value = json.loads(body.decode(), parse_constant=_refuse_constant)
     except ValueError:
         check_whole(io.BytesIO(body))
         raise ApiError("the body is malformed JSON.") from None

@@ -109,6 +109,8 @@ def decode_payload(path: Path) -> Payload:
                 cause = f"the body is malformed JSON ({error})."
             except RecursionError:
                 cause = "the body is nested too deeply."
+            except MemoryError:
+                cause = "to check the body takes more memory than there is."
     raise ApiError(cause)
 
 

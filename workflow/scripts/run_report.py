@@ -6,10 +6,12 @@ Snakemake's log tells of jobs. People want to know which batches were exported, 
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from export_records import (
@@ -28,7 +30,6 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 MAX_NAMES = 8  # batch keys that a line of the summary names
 
-
 # Bookkeeping of files that the workflow makes for itself alone.
 NOISE = (
     # A download puts the export in place itself, before Snakemake expects it.
@@ -37,6 +38,17 @@ NOISE = (
     "DAG of jobs will be updated",
     "Updating checkpoint dependencies",
 )
+
+
+def handle_in_thread(number: int) -> None:
+    """Run the handler of a signal in a thread of its own from now on.
+
+    Python runs handlers between two instructions of the main thread. Snakemake's for SIGTERM takes
+    a lock that the main thread may be holding there: run in place, it would wait for ever.
+    """
+    handler = signal.getsignal(number)
+    if callable(handler):
+        signal.signal(number, lambda *args: Thread(target=handler, args=args, daemon=True).start())
 
 
 class RunReporter(logging.Filter):

@@ -5,8 +5,12 @@ BIN := .venv/bin
 ROUNDS := 200
 SEED := 1
 
+# A part of requirements.lock: what a target needs.
+part = sed -n '/^\# make $(1)$$/,/^\# make /p' requirements.lock
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-backend demo-stop test test-all crash lint format lock clean
+.PHONY: help setup setup-s3 setup-slurm demo demo-backend demo-stop test test-all crash lint format lock clean
 
 help:
 	@echo "make demo          export from an embedded backend into .demo/results/"
@@ -26,7 +30,15 @@ setup: .venv/installed
 	    { echo "Python 3.11 or newer is needed: make setup PYTHON=python3.11" >&2; exit 1; }
 	@echo "Setting up .venv (once) ..."
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(call part,setup) | $(INSTALL)
+	@touch $@
+
+setup-s3 setup-slurm: setup
+	@$(call part,$@) | $(INSTALL)
+
+.venv/test-all: .venv/installed
+	@echo "Installing what the slow tests need (once) ..."
+	@$(call part,test-all) | $(INSTALL)
 	@touch $@
 
 demo: setup
@@ -41,7 +53,7 @@ demo-stop: setup
 test: setup
 	@$(BIN)/pytest -m "not slow"
 
-test-all: setup
+test-all: .venv/test-all
 	@$(BIN)/pytest
 
 crash: setup
@@ -53,7 +65,7 @@ lint: setup
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
-	$(BIN)/shellcheck workflow/scripts/export_batches.sh .ci/run .ci/lock
+	$(BIN)/shellcheck workflow/scripts/export_batches.sh .ci/run
 
 format: setup
 	$(BIN)/ruff check --fix

@@ -20,6 +20,7 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/manifest.smk"
 include: "workflow/rules/export.smk"
+include: "workflow/rules/convert.smk"
 include: "workflow/rules/summary.smk"
 include: "workflow/rules/verify.smk"
 include: "workflow/rules/outcome.smk"
@@ -29,4 +30,5 @@ rule all:
     default_target: True
     input:
         selected_files,
+        converted_files,
         summary_files,

@@ -5,35 +5,58 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
 
 
-def locked() -> set[str]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    return {line.removesuffix(" \\") for line in lines if re.match(r"[a-z0-9]", line)}
+def locked() -> dict[str, set[str]]:
+    """Return the pins of the lock, by the `make` target whose part they are in."""
+    parts = re.split(r"^# make (.+)\n", (ROOT / "requirements.lock").read_text(), flags=re.M)[1:]
+    pins = [{m[0] for m in re.finditer(r"^[a-z0-9][^\\\n]*(?= \\$)", text, re.M)} for text in parts]
+    return dict(zip(parts[::2], pins[1::2], strict=True))
+
+
+def names(pins: set[str]) -> set[str]:
+    return {pin.split("==")[0] for pin in pins}
 
 
 def test_environment_yml_has_the_lock_files_pins() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (packages,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert set(packages) == locked()
+    assert set(packages) == locked()["setup"]
     assert "python >=3.11" in environment["dependencies"]
 
 
-def test_all_direct_dependencies_are_locked() -> None:
+@pytest.mark.parametrize(
+    ("part", "extras"),
+    [
+        ("setup", ["demo", "dev"]),
+        ("setup-s3", ["s3"]),
+        ("setup-slurm", ["slurm"]),
+        ("test-all", ["s3", "test-all"]),
+    ],
+)
+def test_all_direct_dependencies_are_locked(part: str, extras: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    wanted = [requirement for group in groups for requirement in group]
-    names = {re.split(r"[<>=]", requirement)[0] for requirement in wanted}
-    assert names <= {pin.split("==")[0] for pin in locked()}
+    optional = [project["optional-dependencies"][extra] for extra in extras]
+    groups = [*optional, project["dependencies"]] if part == "setup" else optional
+    wanted = {re.split(r"[\[<>=]", requirement)[0] for group in groups for requirement in group}
+    assert wanted <= names(locked()[part])
+
+
+def test_a_package_has_the_same_pins_in_every_part() -> None:
+    parts = locked()
+    for pins in parts.values():
+        for others in parts.values():
+            assert all(pin in others for pin in pins if names({pin}) <= names(others))
 
 
 def test_every_pin_has_hashes_and_no_host() -> None:
     lock = (ROOT / "requirements.lock").read_text()
     assert "://" not in lock
-    for block in re.split(r"\n(?=[a-z0-9])", lock):
+    for block in re.split(r"\n(?=[a-z0-9])", re.sub(r"^# make .*\n", "", lock, flags=re.M)):
         assert "--hash=sha256:" in block, block.splitlines()[0]
 
 

@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import sys
 import time
@@ -17,14 +18,18 @@ from snakemake.settings.types import RerunTrigger
 WORKFLOW = Path(workflow.basedir, "workflow")
 sys.path.insert(0, str(WORKFLOW / "scripts"))
 
+from dataset_splits import SPLITS
 from export_records import (
     RESOURCES,
     RESULTS,
     asked_exports,
+    conversion_path,
+    conversion_paths,
     declare_stale,
     make_writable,
     manifest_path,
     problem_path,
+    read_if_sound,
     read_record,
     receipt_path,
     require_manifest,
@@ -88,11 +93,11 @@ def asks_for_selection(wildcards=None):
 
 
 def export_of_target(target):
-    """Return the export whose file a target is; empty when it is another target."""
+    """Return the export whose file or conversion a target is; empty when it is another target."""
     path = Path(os.path.normpath(target))
-    name = path.name.removesuffix(".json").removesuffix("_tracks")
-    is_export = path in (tracks_path(name), receipt_path(name))
-    return name if is_export and name.endswith(("_complete", "_all")) else ""
+    name = path.name.removesuffix(".json").removesuffix(".parquet").removesuffix("_tracks")
+    files = (tracks_path(name), receipt_path(name), *conversion_paths(name))
+    return name if path in files and name.endswith(("_complete", "_all")) else ""
 
 
 def set_behaviour():
@@ -201,6 +206,58 @@ def _written_by_manifest(path):
     last_manifest()
     return path if path.exists() else []
 
+
+def options_of(form):
+    """Return the input function that gives the file of a conversion's options.
+
+    A file, rewritten when an option changes: so a change makes conversions stale, under every
+    --rerun-triggers and without .snakemake.
+    """
+
+    def options(wildcards):
+        path = RESOURCES / "options" / f"{form}.json"
+        record = {key: getattr(SETTINGS, key) for key in OPTIONS[form]["keys"]}
+        record = json.loads(json.dumps(record | {"version": OPTIONS[form]["version"]}))
+        if is_real_run() and read_if_sound(path) != record:
+            write_record(path, record, RESOURCES)
+        return path if path.exists() else []
+
+    return options
+
+
+def selected_conversions(form):
+    """Return the input function that gives the selected batches in one form."""
+
+    def conversions(wildcards):
+        return [conversion_path(form, export.name) for export in selected_exports()]
+
+    return conversions
+
+
+def converted_files(wildcards):
+    """Return the conversions that are configured, of the exports that are selected."""
+    files = [
+        conversion_path(form, export.name)
+        for export in selected_exports()
+        for form in SETTINGS.formats
+        if form != "dataset"
+    ]
+    if "dataset" in SETTINGS.formats:
+        files += expand(MERGED_COCO, status_filter=SETTINGS.status_filter, name=DATASET_NAMES)
+        files += expand(MERGED_TABLES, status_filter=SETTINGS.status_filter)
+    return files
+
+
+DATASET_NAMES = ["all", *SPLITS]
+MERGED_COCO = "results/dataset/{status_filter}/coco/{name}.json"
+MERGED_TABLES = "results/dataset/{status_filter}/tables"
+# What a conversion depends on beside the export. The version changes with what the scripts write.
+OPTIONS = {
+    "coco": {"version": 1, "keys": ("include_rejected", "class_from", "classes", "reviewers")},
+    "mot": {"version": 1, "keys": ("include_rejected", "class_from", "classes", "frame_rate")},
+    "tables": {"version": 1, "keys": ("class_from", "reviewers", "embeddings")},
+    "dataset": {"version": 1, "keys": ("classes", "val_percent", "test_percent")},
+}
 
 REQUEST = RESOURCES / "request.json"
 request_written = False

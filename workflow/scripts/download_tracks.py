@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export_records import (
+    conversion_paths,
     job_log,
+    make_older,
     problem_path,
     read_if_sound,
     read_record,
@@ -102,6 +104,8 @@ def main() -> None:
                     raise ExportError("another run has begun: this one's export is not used.")
         except OSError as error:
             raise storage_error(error, target) from None
+        for conversion in conversion_paths(name, results):
+            make_older(conversion, target)
         receipt = receipt_of(came, findings, revision, previous, settings)
         receipt["started_at"] = started.isoformat()
         receipt["finished_at"] = datetime.now(UTC).isoformat()

@@ -81,6 +81,17 @@ def receipt_path(export: str, results: Path = RESULTS) -> Path:
     return results / "receipts" / f"{export}.json"
 
 
+def conversion_path(form: str, export: str, results: Path = RESULTS) -> Path:
+    """Return the path of an export in another form: `coco`, `mot` or `tables`."""
+    suffix = {"coco": ".json", "mot": "", "tables": ".parquet"}[form]
+    return results / form / f"{export}{suffix}"
+
+
+def conversion_paths(export: str, results: Path = RESULTS) -> list[Path]:
+    """Return the paths of an export in every form."""
+    return [conversion_path(form, export, results) for form in ("coco", "mot", "tables")]
+
+
 def manifest_path(resources: Path = RESOURCES) -> Path:
     """Return the path of the manifest."""
     return resources / "manifest.json"
@@ -129,6 +140,18 @@ def read_record(path: Path) -> dict[str, Any] | None:
         record = None
     if not isinstance(record, dict):
         raise ExportError(f"{path} is damaged: delete it and run again.")
+    return record
+
+
+def require_record(path: Path) -> dict[str, Any]:
+    """Read a record that has to be there.
+
+    Raises:
+        ExportError: it is not, or is damaged.
+    """
+    record = read_record(path)
+    if record is None:
+        raise ExportError(f"{path} is not there: run again.")
     return record
 
 

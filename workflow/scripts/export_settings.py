@@ -33,6 +33,16 @@ ENVIRONMENT = {
     "time_limit": "EXPORT_TIME_LIMIT",
     "size_limit": "EXPORT_SIZE_LIMIT",
 }
+# Options of the conversions that are used as they are given.
+PLAIN = (
+    "include_rejected",
+    "class_from",
+    "reviewers",
+    "embeddings",
+    "frame_rate",
+    "val_percent",
+    "test_percent",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +52,16 @@ class WorkflowSettings(Settings):
     backend_id: str = ""  # what makes exports of one backend those of another when it differs
     refresh: bool = True  # whether to ask for the manifest
     status_json: bool = False  # whether `status` prints JSON
+    # Conversions
+    formats: tuple[str, ...] = ()  # which are made of every selected export
+    include_rejected: bool = False
+    class_from: str = "track"  # or `annotation`
+    classes: tuple[str, ...] = ()  # those that are numbered first
+    reviewers: bool = False  # whether what names reviewers goes in
+    embeddings: int = 0  # floats of an embedding in the tables; 0 leaves them out
+    frame_rate: float = 30  # frames a second
+    val_percent: float = 10  # of the batches
+    test_percent: float = 10
 
 
 def resolve_settings(
@@ -67,11 +87,19 @@ def resolve_settings(
 
     given = {key: value for key, value in {**files, **command_line}.items() if value is not None}
     # Snakemake hands `--config refresh=false` on as a text.
-    for key in ("refresh", "status_json"):
+    for key in ("refresh", "status_json", "include_rejected", "reviewers"):
         if str(given.get(key)).lower() in ("true", "false"):
             given[key] = str(given[key]).lower() == "true"
+    for key in ("formats", "classes"):
+        if isinstance(given.get(key), str):
+            given[key] = [part.strip() for part in given[key].split(",") if part.strip()]
     _check_schema(given, schema)
     values |= given
+    if values["val_percent"] + values["test_percent"] > 100:
+        raise SettingError(
+            "The configuration's val_percent and test_percent are more than 100 together: "
+            "what they leave is for training."
+        )
     for key, variable in ENVIRONMENT.items():
         value = environ.get(variable, "").strip()
         if value and key not in command_line:
@@ -90,6 +118,9 @@ def resolve_settings(
         backend_id=values["backend_id"] or api_base,
         refresh=values["refresh"],
         status_json=values["status_json"],
+        formats=tuple(dict.fromkeys(values["formats"])),
+        classes=tuple(dict.fromkeys(values["classes"])),
+        **{key: values[key] for key in PLAIN},
     )
 
 

@@ -12,11 +12,13 @@ import math
 import mmap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import msgspec
 from export_via_api import CHUNK_SIZE, ApiError, TruncatedBodyError, check_whole, not_json, show
 from payload_statistics import statistics_of
+
+T = TypeVar("T")
 
 EDGE_TOLERANCE = 1.0  # pixels that a box may reach beyond its image before it is worth a warning
 
@@ -82,8 +84,10 @@ class Findings:
 _DECODER = msgspec.json.Decoder(Payload)
 
 
-def decode_payload(path: Path) -> Payload:
-    """Decode a downloaded export.
+def decode_payload(path: Path, decoder: msgspec.json.Decoder[T]) -> T:
+    """Decode an export's file into the structs of a decoder, which name what is kept of it.
+
+    What is decoded as `msgspec.Raw` stays in the file, and is read when it is looked at.
 
     Raises:
         TruncatedBodyError: the file ends before its JSON does.
@@ -95,22 +99,22 @@ def decode_payload(path: Path) -> Payload:
             raise TruncatedBodyError("the body is empty.")
         if head.lstrip()[:1] not in (b"{", b"["):
             raise not_json(head)
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as body:
-            try:
-                _require_utf8(body)
-                return _DECODER.decode(body)
-            except UnicodeDecodeError as error:
-                check_whole(file)  # a cut may split a character
-                cause = f"the body is malformed JSON ({error.reason} in its UTF-8)."
-            except msgspec.ValidationError as error:
-                cause = f"the payload is not the export that the API documents ({error})."
-            except msgspec.DecodeError as error:
-                check_whole(file)  # a body that was cut short can look malformed, too
-                cause = f"the body is malformed JSON ({error})."
-            except RecursionError:
-                cause = "the body is nested too deeply."
-            except MemoryError:
-                cause = "to check the body takes more memory than there is."
+        body = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            _require_utf8(body)
+            return decoder.decode(body)
+        except UnicodeDecodeError as error:
+            check_whole(file)  # a cut may split a character
+            cause = f"the body is malformed JSON ({error.reason} in its UTF-8)."
+        except msgspec.ValidationError as error:
+            cause = f"the payload is not the export that the API documents ({error})."
+        except msgspec.DecodeError as error:
+            check_whole(file)  # a body that was cut short can look malformed, too
+            cause = f"the body is malformed JSON ({error})."
+        except RecursionError:
+            cause = "the body is nested too deeply."
+        except MemoryError:
+            cause = "to check the body takes more memory than there is."
     raise ApiError(cause)
 
 
@@ -121,7 +125,7 @@ def check_export(path: Path, batch_key: str, status_filter: str) -> Findings:
         TruncatedBodyError: the file ends before its JSON does.
         ApiError: the payload is not a sound export of this batch under this filter.
     """
-    payload = decode_payload(path)
+    payload = decode_payload(path, _DECODER)
     if payload.info.batch_key != batch_key:
         raise ApiError(f"the payload is of another batch, {show(payload.info.batch_key)}.")
     if status_filter == "complete":
@@ -148,7 +152,7 @@ def check_export(path: Path, batch_key: str, status_filter: str) -> Findings:
         track_tags=tuple(sorted(str(tag) for tag in tags)),
         warnings=(*_box_warnings(payload.annotations, images), *_track_warnings(payload)),
         statistics=statistics_of(
-            payload, [(a.bbox[2], a.bbox[3]) for a in payload.annotations if _is_box(a.bbox)]
+            payload, [(a.bbox[2], a.bbox[3]) for a in payload.annotations if is_box(a.bbox)]
         ),
     )
 
@@ -205,7 +209,7 @@ def _box_warnings(annotations: Sequence[Annotation], images: dict[str | int, Ima
     malformed, no_area, outside = [], [], []
     for number, annotation in enumerate(annotations):
         box = annotation.bbox
-        if not _is_box(box):
+        if not is_box(box):
             malformed.append(number)
             continue
         x, y, width, height = box
@@ -229,7 +233,8 @@ def _box_warnings(annotations: Sequence[Annotation], images: dict[str | int, Ima
     ]
 
 
-def _is_box(box: object) -> bool:
+def is_box(box: object) -> TypeGuard[list[float]]:
+    """Return whether this is [x, y, width, height], all finite numbers."""
     return (
         isinstance(box, list)
         and len(box) == 4

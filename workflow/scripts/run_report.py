@@ -182,6 +182,12 @@ def closing_summary(
     lines += [f"  {what:<11}{len(names):>5}   {_names(names)}" for what, names in groups.items()]
     lines.append(f"  {'failed':<11}{len(failed):>5}")
     lines += [f"    {line}" for line in failed]
+    conversions = sorted(failure_path("x", resources).parent.glob("*/*.json"))
+    jobs = [path.parent.name + "/" + path.stem for path in conversions]
+    unmade = {job: cause for job in jobs if (cause := _recent_failure(job, started, resources))}
+    if unmade:
+        lines.append(f"  {'not made':<11}{len(unmade):>5}")
+        lines += [f"    results/{job}: {cause}" for job, cause in unmade.items()]
     if warned:
         lines.append("  warnings (details in results/receipts/)")
         lines += [f"    {_names(batches)}: {warning}" for warning, batches in warned.items()]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 from snakemake.logging import logger
-from snakemake.settings.types import RerunTrigger
+from snakemake.settings.types import DeploymentMethod, RerunTrigger
 
 WORKFLOW = Path(workflow.basedir, "workflow")
 sys.path.insert(0, str(WORKFLOW / "scripts"))
@@ -34,6 +34,7 @@ from export_records import (
     receipt_path,
     require_manifest,
     revision_path,
+    settings_path,
     tracks_path,
     write_record,
 )
@@ -60,13 +61,18 @@ try:
 except ExportError as error:
     sys.exit(f"Error: {error}")
 
-# The scripts read their settings from here, not from params: another timeout, selection or address
-# of the same backend must not make exports stale.
+# The scripts read their settings from here, and download_tracks from a file of the same, not from
+# params: another timeout, selection or address of the same backend must not make exports stale.
 config.update(dataclasses.asdict(SETTINGS))
 
 # How many exports may be asked of the backend at once, however many cores there are.
 # `--resources api_connections=N` overrides it.
 workflow.global_resources.setdefault("api_connections", 4)
+
+
+# Jobs run in this environment, or in a rule's own.
+IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+JOBS_PYTHON = "python" if IN_CONDA else sys.executable
 
 
 def is_real_run():
@@ -129,6 +135,7 @@ def manifest_request(wildcards):
     if is_real_run() and not request_written:
         request_written = True
         write_record(REQUEST, {"asked_at": time.time_ns()}, RESOURCES)
+        write_record(settings_path(), dataclasses.asdict(SETTINGS), RESOURCES)
     if is_real_run():
         return REQUEST
     # A dry run shows what the last manifest says, even if a later fetch failed.

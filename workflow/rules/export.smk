@@ -4,7 +4,7 @@
 # Makes: results/<batch>_<filter>_tracks.json and results/receipts/<batch>_<filter>.json.
 #
 # Snakemake deletes a job's declared outputs before it runs and after it fails. So that a published
-# export survives both, and a kill at any moment, the script of download_tracks replaces it in one
+# export survives both, and a kill at any moment, the program of download_tracks replaces it in one
 # step with a verified file and declares only a marker; publish_tracks declares the export but has
 # no code, so Snakemake leaves its files alone. As the marker is temporary, whatever asks for
 # publish_tracks (a missing file, a newer revision, --force) makes download_tracks run first.
@@ -24,11 +24,15 @@ rule download_tracks:
     resources:
         api_connections=1,
     params:
+        python=JOBS_PYTHON,
+        program=WORKFLOW / "scripts" / "download_client.py",
         resources=RESOURCES,
     message:
         "Exporting {wildcards.export}"
-    script:
-        "../scripts/download_tracks.py"
+    shell:
+        # To begin a script: takes longer than most downloads; see scripts/download_server.py.
+        "{params.python:q} -I -S {params.program:q} --export {wildcards.export:q} --log {log:q}"
+        " --resources {params.resources:q} --done {output:q} --revision {input.revision:q}"
 
 
 rule publish_tracks:

@@ -8,6 +8,7 @@ import shutil
 import signal
 from datetime import UTC, datetime
 
+from download_server import DownloadServer
 from export_status import status_json, status_rows, status_table
 from export_summary import update_summary
 from run_report import RunReporter, closing_summary, handle_in_thread
@@ -72,8 +73,23 @@ def print_at_exit(text):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def before_downloads(count):
+    """Start what makes many downloads cheap, where jobs run on this machine and as they are."""
+    if count >= FEW_DOWNLOADS and workflow.local_exec and not IN_CONDA:
+        download_servers.append(DownloadServer())
+
+
+def after_downloads():
+    """Stop it."""
+    while download_servers:
+        download_servers.pop().stop()
+
+
+FEW_DOWNLOADS = 8  # for fewer, a server is not worth its start
+download_servers = []
+
 if workflow.is_main_process:
-    reporter = RunReporter(logger, job_stats, is_real_run)
+    reporter = RunReporter(logger, job_stats, is_real_run, before_downloads)
 
 
 onstart:
@@ -81,6 +97,7 @@ onstart:
 
 
 onsuccess:
+    after_downloads()
     if not only_looks():
         refresh_summary()
         for line in summary_of_run(succeeded=True):
@@ -92,6 +109,7 @@ onsuccess:
 
 
 onerror:
+    after_downloads()
     if not only_looks():
         refresh_summary()
     if asks_for("verify"):

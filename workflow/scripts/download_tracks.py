@@ -1,14 +1,17 @@
 """Export one batch: download, verify, and only then put it in the old export's place.
 
-The script of the rule `download_tracks`. What can fail, fails before the published file is
+The program of the rule `download_tracks`. What can fail, fails before the published file is
 touched; the file is replaced in one step, and its receipt is written after it.
 """
 
+from __future__ import annotations
+
+import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from export_records import (
     conversion_paths,
@@ -18,14 +21,13 @@ from export_records import (
     read_if_sound,
     read_record,
     receipt_path,
+    require_record,
+    settings_path,
     tracks_path,
     write_record,
 )
 from export_via_api import Client, Download, ExportError, replacing, storage_error
 from payload_checks import Findings, change_warnings, check_export
-
-if TYPE_CHECKING:
-    from snakemake.script import snakemake
 
 
 def download(client: Client, revision: Mapping[str, Any], part: Path) -> tuple[Download, Findings]:
@@ -76,31 +78,36 @@ def receipt_of(
     }
 
 
-def main() -> None:
-    """Run the rule's job."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the rule's job; exit with 1 when there is no sound export to be had."""
     started = datetime.now(UTC)
-    name = snakemake.wildcards.export
-    staging = Path(snakemake.output[0]).parent
+    parser = argparse.ArgumentParser(description="Export one batch, as the workflow does.")
+    parser.add_argument("--export", help="the export's name, <batch>_<filter>")
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--resources", type=Path)
+    parser.add_argument("--done", type=Path, help="the marker to leave, in the staging folder")
+    parser.add_argument("--revision", type=Path, nargs="?", help="its revision file, if any")
+    job = parser.parse_args(arguments)
+    name, resources = job.export, job.resources
+    staging = job.done.parent
     results = staging.parent
     target = tracks_path(name, results)
-    settings = snakemake.config
-    resources = Path(snakemake.params.resources)
-    with job_log(Path(snakemake.log[0]), name, resources) as say:
+    with job_log(job.log, name, resources) as say:
         if problem := read_record(problem_path(name, resources)):
             raise ExportError(problem["cause"])
-        revision_file = Path(snakemake.input.get("revision") or "none")
-        revision = read_record(revision_file)
+        revision = read_record(job.revision) if job.revision else None
         if revision is None:
             raise ExportError(
                 "the last manifest did not ask for this export: run without refresh=false."
             )
+        settings = require_record(settings_path(resources))
         previous = read_if_sound(receipt_path(name, results))
         client = Client.of(settings, os.environ)
         try:
             with replacing(target, staging) as part:
                 came, findings = download(client, revision, part)
                 # A killed run may have left this process behind, and another run may have gone on.
-                if read_record(revision_file) != revision:
+                if read_record(job.revision) != revision:
                     raise ExportError("another run has begun: this one's export is not used.")
         except OSError as error:
             raise storage_error(error, target) from None
@@ -113,7 +120,7 @@ def main() -> None:
         say(f"{target}: {came.size:,} bytes, {receipt['tracks']} tracks, try {came.attempts}")
         for warning in receipt["warnings"]:
             say(f"Warning: {warning}")
-        Path(snakemake.output[0]).touch()
+        job.done.touch()
 
 
 if __name__ == "__main__":

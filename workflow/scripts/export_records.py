@@ -3,6 +3,7 @@
 All are written atomically. Paths are relative to the run's working directory:
 
     resources/manifest.json             the backend's batch list, and what the last run asked for
+    resources/settings.json             the settings that the last run worked with
     resources/revisions/<export>.json   what there is to export; rewritten only when it changes
     resources/problems/<export>.json    why the manifest's last fetch could not tell
     resources/failures/<job>.json       why a job's last run failed
@@ -95,6 +96,11 @@ def conversion_paths(export: str, results: Path = RESULTS) -> list[Path]:
 def manifest_path(resources: Path = RESOURCES) -> Path:
     """Return the path of the manifest."""
     return resources / "manifest.json"
+
+
+def settings_path(resources: Path = RESOURCES) -> Path:
+    """Return the path of the settings that the last run worked with."""
+    return resources / "settings.json"
 
 
 def revision_path(export: str, resources: Path = RESOURCES) -> Path:

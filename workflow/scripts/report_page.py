@@ -6,16 +6,19 @@ run can tell from its digest that there is nothing to render.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from export_records import RESOURCES, staging_of
 from export_states import STATES, ExportState, tracks_of_batch
-from export_via_api import plain
+from export_via_api import plain, replacing
 from payload_statistics import merged
 from run_report import human_size
 
@@ -65,16 +68,13 @@ def page_digest(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
-def render_page(data: Mapping[str, Any], digest: str) -> str:
-    """Return the page. It takes seconds, most of them for the chart library's JavaScript."""
-    # Here, and not above: most runs have nothing to render.
-    import jinja2
-    import vl_convert
+def render_page(data: Mapping[str, Any], digest: str, resources: Path = RESOURCES) -> str:
+    """Return the page; `resources` keeps what is the same in every page and takes long to make."""
+    import jinja2  # here, and not above: most runs have nothing to render
 
     charts = _charts(data)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["size"] = human_size
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         data=data,
         digest=digest,
@@ -84,8 +84,21 @@ def render_page(data: Mapping[str, Any], digest: str) -> str:
         complete=sum(batch["complete"] for batch in data["completion"]),
         specifications=json.dumps({c["id"]: c["spec"] for c in charts}).replace("<", r"\u003c"),
         # So that no text in it ends the script element.
-        bundle=re.sub(r"<(/script|!--)", r"<\\\1", bundle, flags=re.IGNORECASE),
+        bundle=re.sub(r"<(/script|!--)", r"<\\\1", _chart_library(resources), flags=re.IGNORECASE),
     )
+
+
+def _chart_library(resources: Path) -> str:
+    """Return the chart library's JavaScript, which takes longer to bundle than all else."""
+    kept = resources / f"charts-{version('vl-convert-python')}.js"
+    if kept.is_file():
+        return kept.read_text(encoding="utf-8")
+    import vl_convert
+
+    bundle = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    with contextlib.suppress(OSError), replacing(kept, staging_of(resources)) as part:
+        part.write_text(bundle, encoding="utf-8")
+    return bundle
 
 
 def _charts(data: Mapping[str, Any]) -> list[dict[str, Any]]:

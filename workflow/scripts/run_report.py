@@ -63,6 +63,7 @@ class RunReporter(logging.Filter):
         logger: logging.Logger,
         job_stats: Callable[[], tuple[str, dict[str, int]]],
         is_real_run: Callable[[], bool],
+        before_downloads: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Attach to Snakemake's logger, in the place of an earlier reporter.
 
@@ -70,12 +71,14 @@ class RunReporter(logging.Filter):
             logger: Snakemake's logger.
             job_stats: Returns Snakemake's table of the jobs, as text and as counts.
             is_real_run: Returns whether jobs are run; a dry run makes nothing to tell of.
+            before_downloads: Called with how many downloads there will be, before the first.
         """
         super().__init__()
         self.started = time.time()
         self._logger = logger
         self._job_stats = job_stats
         self._is_real_run = is_real_run
+        self._before_downloads = before_downloads
         self._exporting = False
         for other in [f for f in logger.filters if isinstance(f, RunReporter)]:
             logger.removeFilter(other)
@@ -105,6 +108,7 @@ class RunReporter(logging.Filter):
             done = ("fetch_manifest", "keep_manifest", "manifest")
             stats = {rule: count for rule, count in stats.items() if rule not in done}
             self._logger.info(text, extra={"event": LogEvent.RUN_INFO, "stats": stats})
+            self._before_downloads(stats.get("download_tracks", 0))
         elif rule == "publish_tracks" and (
             receipt := read_if_sound(receipt_path(wildcards["export"]))
         ):

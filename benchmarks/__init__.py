@@ -1,0 +1,1 @@
+"""What the workflow costs, beside what people use today."""

@@ -39,6 +39,7 @@ setup-s3 setup-slurm: setup
 .venv/test-all: .venv/installed
 	@echo "Installing what the slow tests need (once) ..."
 	@$(call part,test-all) | $(INSTALL)
+	@$(call part,setup-slurm) | $(INSTALL) --no-deps --target .venv/slurm
 	@touch $@
 
 demo: setup

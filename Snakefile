@@ -26,9 +26,15 @@ include: "workflow/rules/verify.smk"
 include: "workflow/rules/outcome.smk"
 
 
+if SETTINGS.upload_to:
+
+    include: "workflow/rules/upload.smk"
+
+
 rule all:
     default_target: True
     input:
         selected_files,
         converted_files,
         summary_files,
+        uploaded_files,

@@ -117,7 +117,7 @@ def test_an_export_that_cannot_be_converted(workflow: Workflow, server: FaultSer
     workflow.run()
     workflow.path("guns_1016205").write_text("{}")
     said = workflow.run(*ALL_FORMS, expect=1)
-    assert "results/coco/guns_1016205_complete: results/guns_1016205_complete_tracks.json" in said
+    assert "coco/guns_1016205_complete: results/guns_1016205_complete_tracks.json" in said
     assert "cannot be converted: the payload is not the export" in said
     assert "snakemake --cores 4 repair" in said
     assert (workflow.folder / "results/coco/tablet4_0001_complete.json").exists()

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -26,6 +27,7 @@ from export_records import (
     conversion_path,
     conversion_paths,
     declare_stale,
+    failure_path,
     make_writable,
     manifest_path,
     problem_path,
@@ -58,6 +60,8 @@ try:
     )
     if not SETTINGS.refresh:
         require_manifest(SETTINGS.backend_id)
+    if SETTINGS.upload_to and not find_spec("snakemake_storage_plugin_s3"):
+        raise ExportError("upload_to needs the plugin for object storage: make setup-s3")
 except ExportError as error:
     sys.exit(f"Error: {error}")
 
@@ -198,6 +202,9 @@ def differing_files(wildcards):
 
 def revision_file(wildcards):
     """Return the file that says what there is to export, where the manifest could tell."""
+    if not workflow.is_main_process and not workflow.local_exec:
+        # A cluster job that carries many exports: one that fails does not stop the others.
+        workflow.execution_settings.keep_going = True
     if is_real_run():
         make_writable(tracks_path(wildcards.export))
         make_writable(receipt_path(wildcards.export))
@@ -212,6 +219,31 @@ def problem_file(wildcards):
 def _written_by_manifest(path):
     last_manifest()
     return path if path.exists() else []
+
+
+def uploaded_files(wildcards):
+    """Return the copies on object storage, where one is configured."""
+    if not SETTINGS.upload_to:
+        return []
+    files = [*selected_files(wildcards), *summary_files(wildcards)]
+    copies = [storage(f"{SETTINGS.upload_to}/{path.relative_to(RESULTS)}") for path in files]
+    return [STORAGE_FAILED] if is_real_run() and storage_fails(copies[-1]) else copies
+
+
+@functools.cache
+def storage_fails(file):
+    """Return whether object storage does not answer, and note why.
+
+    Asked before Snakemake does, which gives up the whole run on it: exports can be made all the same.
+    """
+    try:
+        file.flags["storage_object"].exists()
+    except Exception as error:
+        cause = " ".join(str(error).split())
+        failure = {"job": "upload", "cause": f"Nothing is uploaded: {cause}"}
+        write_record(failure_path("upload/all"), failure | {"failed_at": time.time()}, RESOURCES)
+        return True
+    return False
 
 
 def options_of(form):
@@ -267,5 +299,6 @@ OPTIONS = {
 }
 
 REQUEST = RESOURCES / "request.json"
+STORAGE_FAILED = RESULTS / ".staging" / "upload.failed"
 request_written = False
 manifests = {}

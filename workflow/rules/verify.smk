@@ -13,7 +13,7 @@ rule verify:
         "logs/verify.log",
     conda:
         "../../environment.yml"
-    threads: workflow.cores or 1
+    threads: workflow.resource_settings.cores or 1
     params:
         results=RESULTS,
         resources=RESOURCES,

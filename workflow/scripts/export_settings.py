@@ -52,6 +52,7 @@ class WorkflowSettings(Settings):
     backend_id: str = ""  # what makes exports of one backend those of another when it differs
     refresh: bool = True  # whether to ask for the manifest
     status_json: bool = False  # whether `status` prints JSON
+    upload_to: str = ""  # URL of the folder on object storage that gets a copy
     # Conversions
     formats: tuple[str, ...] = ()  # which are made of every selected export
     include_rejected: bool = False
@@ -120,6 +121,7 @@ def resolve_settings(
         status_json=values["status_json"],
         formats=tuple(dict.fromkeys(values["formats"])),
         classes=tuple(dict.fromkeys(values["classes"])),
+        upload_to=values["upload_to"].rstrip("/"),
         **{key: values[key] for key in PLAIN},
     )
 

@@ -191,7 +191,7 @@ def closing_summary(
     unmade = {job: cause for job in jobs if (cause := _recent_failure(job, started, resources))}
     if unmade:
         lines.append(f"  {'not made':<11}{len(unmade):>5}")
-        lines += [f"    results/{job}: {cause}" for job, cause in unmade.items()]
+        lines += [f"    {job}: {cause}" for job, cause in unmade.items()]
     if warned:
         lines.append("  warnings (details in results/receipts/)")
         lines += [f"    {_names(batches)}: {warning}" for warning, batches in warned.items()]

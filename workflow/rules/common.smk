@@ -16,7 +16,7 @@ import yaml
 from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod, RerunTrigger
 
-WORKFLOW = Path(workflow.basedir, "workflow")
+WORKFLOW = Path(str(workflow.current_basedir)).parent
 sys.path.insert(0, str(WORKFLOW / "scripts"))
 
 from dataset_splits import SPLITS
@@ -51,23 +51,25 @@ wildcard_constraints:
     export=r"[^/]*_(complete|all)",
 
 
+# Another workflow may include this one as a module: then the command line, and how Snakemake
+# behaves, are that one's. Snakemake adds the module's prefix to the paths of rules, and to those
+# that input functions return; files that are read or written here are below HERE.
+IS_MODULE = not workflow.modifier.is_main_snakefile()
+HERE = Path(workflow.modifier.path_modifier.prefix or "")
+
 try:
     SETTINGS = resolve_settings(
-        workflow.config_settings.config,
+        {} if IS_MODULE else workflow.config_settings.config,
         os.environ,
         config,
         yaml.safe_load((WORKFLOW / "schemas" / "config.schema.yaml").read_text()),
     )
     if not SETTINGS.refresh:
-        require_manifest(SETTINGS.backend_id)
+        require_manifest(SETTINGS.backend_id, HERE / RESOURCES)
     if SETTINGS.upload_to and not find_spec("snakemake_storage_plugin_s3"):
         raise ExportError("upload_to needs the plugin for object storage: make setup-s3")
 except ExportError as error:
     sys.exit(f"Error: {error}")
-
-# The scripts read their settings from here, and download_tracks from a file of the same, not from
-# params: another timeout, selection or address of the same backend must not make exports stale.
-config.update(dataclasses.asdict(SETTINGS))
 
 # How many exports may be asked of the backend at once, however many cores there are.
 # `--resources api_connections=N` overrides it.
@@ -104,7 +106,7 @@ def asks_for_selection(wildcards=None):
 
 def export_of_target(target):
     """Return the export whose file or conversion a target is; empty when it is another target."""
-    path = Path(os.path.normpath(target))
+    path = Path(os.path.relpath(target, HERE))
     name = path.name.removesuffix(".json").removesuffix(".parquet").removesuffix("_tracks")
     files = (tracks_path(name), receipt_path(name), *conversion_paths(name))
     return name if path in files and name.endswith(("_complete", "_all")) else ""
@@ -115,6 +117,8 @@ def set_behaviour():
 
     Called while the jobs are planned: before that, Snakemake has no settings to change.
     """
+    if IS_MODULE:
+        return
     if is_real_run():
         # A batch that fails does not stop the others.
         workflow.execution_settings.keep_going = True
@@ -138,12 +142,15 @@ def manifest_request(wildcards):
     set_behaviour()
     if is_real_run() and not request_written:
         request_written = True
-        write_record(REQUEST, {"asked_at": time.time_ns()}, RESOURCES)
-        write_record(settings_path(), dataclasses.asdict(SETTINGS), RESOURCES)
+        write_record(HERE / REQUEST, {"asked_at": time.time_ns()}, HERE / RESOURCES)
+        # The scripts read their settings from here, not from params: another timeout, selection or
+        # address of the same backend must not make exports stale.
+        settings = dataclasses.asdict(SETTINGS)
+        write_record(HERE / settings_path(), settings, HERE / RESOURCES)
     if is_real_run():
         return REQUEST
     # A dry run shows what the last manifest says, even if a later fetch failed.
-    return ancient(REQUEST) if REQUEST.exists() else []
+    return ancient(REQUEST) if (HERE / REQUEST).exists() else []
 
 
 def last_manifest():
@@ -185,13 +192,13 @@ def differing_exports():
 
     Found once a run, while `repair` is planned. A real run has them exported again.
     """
-    found = {export: what for export, what in differences(4).items() if what}
+    found = {export: what for export, what in differences(4, HERE / RESULTS).items() if what}
     if not found:
         logger.info("All exports are as they were downloaded: there is nothing to repair.")
     for export, what in found.items():
         logger.info(f"To be exported again: {tracks_path(export)} {what}.")
         if is_real_run():
-            declare_stale(export)
+            declare_stale(export, HERE / RESULTS, HERE / RESOURCES)
     return found
 
 
@@ -206,8 +213,8 @@ def revision_file(wildcards):
         # A cluster job that carries many exports: one that fails does not stop the others.
         workflow.execution_settings.keep_going = True
     if is_real_run():
-        make_writable(tracks_path(wildcards.export))
-        make_writable(receipt_path(wildcards.export))
+        make_writable(HERE / tracks_path(wildcards.export))
+        make_writable(HERE / receipt_path(wildcards.export))
     return _written_by_manifest(revision_path(wildcards.export))
 
 
@@ -218,7 +225,7 @@ def problem_file(wildcards):
 
 def _written_by_manifest(path):
     last_manifest()
-    return path if path.exists() else []
+    return path if (HERE / path).exists() else []
 
 
 def uploaded_files(wildcards):
@@ -241,7 +248,8 @@ def storage_fails(file):
     except Exception as error:
         cause = " ".join(str(error).split())
         failure = {"job": "upload", "cause": f"Nothing is uploaded: {cause}"}
-        write_record(failure_path("upload/all"), failure | {"failed_at": time.time()}, RESOURCES)
+        failure["failed_at"] = time.time()
+        write_record(HERE / failure_path("upload/all"), failure, HERE / RESOURCES)
         return True
     return False
 
@@ -257,9 +265,9 @@ def options_of(form):
         path = RESOURCES / "options" / f"{form}.json"
         record = {key: getattr(SETTINGS, key) for key in OPTIONS[form]["keys"]}
         record = json.loads(json.dumps(record | {"version": OPTIONS[form]["version"]}))
-        if is_real_run() and read_if_sound(path) != record:
-            write_record(path, record, RESOURCES)
-        return path if path.exists() else []
+        if is_real_run() and read_if_sound(HERE / path) != record:
+            write_record(HERE / path, record, HERE / RESOURCES)
+        return path if (HERE / path).exists() else []
 
     return options
 

@@ -22,7 +22,7 @@ rule convert_coco:
     conda:
         "../../environment.yml"
     params:
-        resources=RESOURCES,
+        resources=HERE / RESOURCES,
     message:
         "Converting {wildcards.export} to COCO"
     script:
@@ -40,7 +40,7 @@ rule convert_mot:
     conda:
         "../../environment.yml"
     params:
-        resources=RESOURCES,
+        resources=HERE / RESOURCES,
     message:
         "Converting {wildcards.export} to MOTChallenge"
     script:
@@ -58,7 +58,7 @@ rule convert_table:
     conda:
         "../../environment.yml"
     params:
-        resources=RESOURCES,
+        resources=HERE / RESOURCES,
     message:
         "Converting {wildcards.export} to a table"
     script:
@@ -76,7 +76,7 @@ rule merge_coco:
     conda:
         "../../environment.yml"
     params:
-        resources=RESOURCES,
+        resources=HERE / RESOURCES,
     message:
         "Merging the batches' COCO files"
     script:
@@ -94,7 +94,7 @@ rule merge_tables:
     conda:
         "../../environment.yml"
     params:
-        resources=RESOURCES,
+        resources=HERE / RESOURCES,
     message:
         "Gathering the batches' tables"
     script:

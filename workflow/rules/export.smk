@@ -26,7 +26,7 @@ rule download_tracks:
     params:
         python=JOBS_PYTHON,
         program=WORKFLOW / "scripts" / "download_client.py",
-        resources=RESOURCES,
+        resources=HERE / RESOURCES,
     message:
         "Exporting {wildcards.export}"
     shell:

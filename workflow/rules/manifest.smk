@@ -9,9 +9,6 @@
 
 if SETTINGS.refresh:
 
-    localrules:
-        fetch_manifest,
-
     rule fetch_manifest:
         input:
             request=manifest_request,
@@ -19,21 +16,19 @@ if SETTINGS.refresh:
             temp("resources/.staging/manifest.done"),
         log:
             "logs/manifest.log",
+        localrule: True
         conda:
             "../../environment.yml"
         params:
-            results=RESULTS,
+            results=HERE / RESULTS,
             named=named_exports,
             selection=asks_for_selection,
         message:
-            "Fetching the manifest from {config[api_base]}"
+            "Fetching the manifest"
         script:
             "../scripts/fetch_manifest.py"
 
 else:
-
-    localrules:
-        keep_manifest,
 
     rule keep_manifest:
         input:
@@ -42,6 +37,7 @@ else:
             temp("resources/.staging/manifest.done"),
         log:
             "logs/manifest.log",
+        localrule: True
         conda:
             "../../environment.yml"
         message:

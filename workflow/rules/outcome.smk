@@ -88,7 +88,7 @@ def after_downloads():
 FEW_DOWNLOADS = 8  # for fewer, a server is not worth its start
 download_servers = []
 
-if workflow.is_main_process:
+if workflow.is_main_process and not IS_MODULE:
     reporter = RunReporter(logger, job_stats, is_real_run, before_downloads)
 
 

@@ -9,10 +9,6 @@
 # export stops both jobs: outcome.smk brings the files up to date at the end of every run.
 
 
-localrules:
-    write_summary,
-
-
 rule write_summary:
     input:
         receipts=selected_receipts,
@@ -20,10 +16,11 @@ rule write_summary:
         temp("results/.staging/summary.done"),
     log:
         "logs/summary.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:
-        resources=RESOURCES,
+        resources=HERE / RESOURCES,
     message:
         "Summing up what is exported"
     script:

@@ -4,19 +4,16 @@
 # Makes: nothing (`verify`); the exports that differ, anew (`repair`).
 
 
-localrules:
-    verify,
-
-
 rule verify:
     log:
         "logs/verify.log",
+    localrule: True
     conda:
         "../../environment.yml"
     threads: workflow.resource_settings.cores or 1
     params:
-        results=RESULTS,
-        resources=RESOURCES,
+        results=HERE / RESULTS,
+        resources=HERE / RESOURCES,
     message:
         "Checking the exports against their receipts"
     script:

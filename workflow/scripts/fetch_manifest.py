@@ -24,7 +24,9 @@ from export_records import (
     manifest_path,
     problem_path,
     read_if_sound,
+    require_record,
     revision_path,
+    settings_path,
     staging_of,
     tracks_path,
     write_record,
@@ -152,8 +154,8 @@ def main() -> None:
     """Run the rule's job."""
     resources = Path(snakemake.output[0]).parent.parent
     results = Path(snakemake.params.results)
-    settings = snakemake.config
     with job_log(Path(snakemake.log[0]), "manifest", resources) as say:
+        settings = require_record(settings_path(resources))
         # What a killed run left there must not pass for this run's.
         for folder in (results, resources):
             shutil.rmtree(staging_of(folder), ignore_errors=True)

@@ -10,7 +10,7 @@ part = sed -n '/^\# make $(1)$$/,/^\# make /p' requirements.lock
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-s3 setup-slurm demo demo-backend demo-stop test test-all crash lint format lock clean
+.PHONY: help setup setup-s3 setup-slurm demo demo-backend demo-stop test test-all crash bench lint format lock clean
 
 help:
 	@echo "make demo          export from an embedded backend into .demo/results/"
@@ -18,6 +18,7 @@ help:
 	@echo "make demo-stop     stop it"
 	@echo "make test          run the tests;  make test-all: the slow ones as well"
 	@echo "make crash         break runs off at random moments, recover, check; ROUNDS=200 SEED=1"
+	@echo "make bench         measure it beside what people use today; BENCH=--help"
 	@echo "make setup         make .venv from requirements.lock (the others do it when needed)"
 	@echo "make lint          check style, types and the workflow;  make format: put style right"
 	@echo "make lock          pin the newest versions that pyproject.toml allows"
@@ -59,6 +60,9 @@ test-all: .venv/test-all
 
 crash: setup
 	@PYTHONPATH=workflow/scripts $(BIN)/python -m tests.crash_rounds --rounds $(ROUNDS) --seed $(SEED)
+
+bench: setup
+	@$(BIN)/python -m benchmarks.run $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check

@@ -26,7 +26,7 @@ class Measured:
 
 
 def measure(
-    command: Sequence[str | Path], folder: Path, environ: Mapping[str, str] | None = None
+    command: Sequence[str], folder: Path, environ: Mapping[str, str] | None = None
 ) -> Measured:
     """Run a command in a folder; raise when it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -353,7 +353,10 @@ def check_whole(file: IO[bytes]) -> None:
         data = rest + chunk
         # An escape may straddle two chunks: keep an unpaired backslash for the next.
         rest = b"\\" if (len(data) - len(data.rstrip(b"\\"))) % 2 else b""
-        for match in _STRUCTURE.finditer(data, 0, len(data) - len(rest)):
+        data = data[: len(data) - len(rest)]
+        if b"\\" not in data:  # nothing but structure counts: several times as fast
+            data = data.translate(None, _NO_STRUCTURE)
+        for match in _STRUCTURE.finditer(data):
             token = match[0]
             if token == b'"':
                 in_string = not in_string
@@ -373,6 +376,7 @@ def check_whole(file: IO[bytes]) -> None:
 
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.DOTALL | re.IGNORECASE)
 _STRUCTURE = re.compile(rb'\\.|["{}\[\]]', re.DOTALL)
+_NO_STRUCTURE = bytes(set(range(256)) - set(b'"{}[]'))
 
 
 def check_payload(path: Path, batch_key: str) -> None:

@@ -41,7 +41,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -306,8 +306,7 @@ def replacing(target: Path, staging: Path | None = None) -> Iterator[Path]:
     part = folder / f".{target.name[:180]}.{secrets.token_hex(4)}.part"
     try:
         yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
+        _flush(part)
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
     except BaseException:
@@ -613,7 +612,10 @@ class Client:
                 return Download(size, sha256, answer.attempt, answer.detail)
             _require_ok(answer)
             size, sha256 = _write(path, answer.body)
-            check(path)
+            with ThreadPoolExecutor(1) as pool:  # to check takes as long as to write to disk
+                flushed = pool.submit(_flush, path)
+                check(path)
+                flushed.result()
             return Download(size, sha256, answer.attempt)
 
         route = f"{batch_path(batch_key)}/tracks/export"
@@ -758,14 +760,21 @@ def is_loopback(host: str) -> bool:
 def _write(path: Path, chunks: Iterable[bytes]) -> tuple[int, str]:
     digest = hashlib.sha256()
     size = 0
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
+        hashed = None
         for chunk in chunks:
             file.write(chunk)
-            digest.update(chunk)
+            if hashed:
+                hashed.result()
+            hashed = pool.submit(digest.update, chunk)  # while the next one comes
             size += len(chunk)
-        file.flush()
-        os.fsync(file.fileno())
     return size, digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have a file written to disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _until(deadline: float, call: Callable[[], Received]) -> Received:

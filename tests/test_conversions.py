@@ -99,6 +99,7 @@ def test_conversions_are_off_by_default(workflow: Workflow) -> None:
     assert not files(workflow, *CONVERSIONS)
 
 
+@pytest.mark.slow
 def test_a_failed_export_keeps_its_conversion(workflow: Workflow, server: FaultServer) -> None:
     workflow.run(*ALL_FORMS)
     before = files(workflow, *CONVERSIONS)
@@ -113,6 +114,7 @@ def test_a_failed_export_keeps_its_conversion(workflow: Workflow, server: FaultS
     assert not any("guns" in path for path in again)
 
 
+@pytest.mark.slow
 def test_an_export_that_cannot_be_converted(workflow: Workflow, server: FaultServer) -> None:
     workflow.run()
     workflow.path("guns_1016205").write_text("{}")
@@ -144,6 +146,7 @@ def test_reviewers_stay_out_unless_asked_for(workflow: Workflow, server: FaultSe
     assert first["latest_judgment"]["user"] == REVIEWER
 
 
+@pytest.mark.slow
 def test_the_data_set_is_made_of_all_batches(workflow: Workflow, server: FaultServer) -> None:
     for number in range(8):
         server.add(f"batch/{number}")
@@ -286,6 +289,7 @@ def test_a_dry_run_writes_nothing(workflow: Workflow) -> None:
     assert {path: path.stat().st_mtime_ns for path in workflow.folder.glob("re*/**/*")} == before
 
 
+@pytest.mark.slow
 def test_no_path_of_a_hostile_key_leaves_the_folders(
     workflow: Workflow, server: FaultServer
 ) -> None:

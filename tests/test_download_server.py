@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +13,25 @@ import pytest
 from tests.conftest import Workflow
 from tests.fault_server import FaultServer, Hold
 
+pytestmark = pytest.mark.slow
 BATCHES = 12
 
 
 @pytest.fixture
-def hold(server: FaultServer) -> Hold:
-    """Many batches; the export of one of the last waits."""
+def gate(server: FaultServer) -> Hold:
+    """Many batches; the first exports, which begin before the server is ready, wait for this."""
     for number in range(BATCHES):
         server.add(f"batch_{number}")
+    gate = Hold()
+    server.fail("export", gate, times=4)
+    return gate
+
+
+@pytest.fixture
+def hold(server: FaultServer, gate: Hold) -> Hold:
+    """One of the exports after them waits for this."""
     hold = Hold(after=100)
-    server.fail("export", hold, batch="batch_11")
+    server.fail("export", hold, times=1)
     return hold
 
 
@@ -51,10 +61,21 @@ def folder_of(server: psutil.Process) -> Path:
     return Path(server.cmdline()[-1]).parent
 
 
-def test_many_downloads_share_a_process(workflow: Workflow, hold: Hold) -> None:
+def held(process: subprocess.Popen[bytes], gate: Hold, hold: Hold) -> psutil.Process:
+    """Wait until the server is at an export; return it."""
+    assert gate.reached.wait(60)
+    while not (found := servers(process)) or not (folder_of(found[0]) / "socket").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    gate.release.set()
+    assert hold.reached.wait(60)
+    (server,) = found
+    return server
+
+
+def test_many_downloads_share_a_process(workflow: Workflow, gate: Hold, hold: Hold) -> None:
     with running(workflow) as process:
-        assert hold.reached.wait(60)
-        (server,) = servers(process)
+        server = held(process, gate, hold)
         folder = folder_of(server)
         assert folder.stat().st_mode & 0o777 == 0o700
         hold.release.set()
@@ -67,21 +88,19 @@ def test_many_downloads_share_a_process(workflow: Workflow, hold: Hold) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_server_that_is_killed_fails_no_export(
-    workflow: Workflow, hold: Hold, number: signal.Signals
+    workflow: Workflow, gate: Hold, hold: Hold, number: signal.Signals
 ) -> None:
     with running(workflow) as process:
-        assert hold.reached.wait(60)
-        (server,) = servers(process)
+        server = held(process, gate, hold)
         server.send_signal(number)
         hold.release.set()
         assert process.wait(60) == 0
     workflow.assert_as_served(*(f"batch_{number}" for number in range(BATCHES)))
 
 
-def test_nothing_outlives_a_killed_run(workflow: Workflow, hold: Hold) -> None:
+def test_nothing_outlives_a_killed_run(workflow: Workflow, gate: Hold, hold: Hold) -> None:
     with running(workflow) as process:
-        assert hold.reached.wait(60)
-        (server,) = servers(process)
+        server = held(process, gate, hold)
         family = [server, *server.children(recursive=True)]
         assert len(family) > 1
         process.kill()

@@ -150,6 +150,7 @@ def test_the_two_empty_answers_are_exports(workflow: Workflow, server: FaultServ
         assert f"skipped, {detail[0].lower()}{detail[1:]}" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -182,6 +183,7 @@ def test_a_failed_manifest_costs_nothing(
     assert workflow.exported() == []
 
 
+@pytest.mark.slow
 def test_a_failed_listing_fails_its_batch_alone(workflow: Workflow, server: FaultServer) -> None:
     workflow.run()
     before = workflow.published("guns_1016205")
@@ -204,6 +206,7 @@ def test_a_failed_listing_fails_its_batch_alone(workflow: Workflow, server: Faul
     assert workflow.exported() == []
 
 
+@pytest.mark.slow
 def test_a_dead_backend_loses_no_file(workflow: Workflow, server: FaultServer) -> None:
     workflow.run()
     before = workflow.results()
@@ -292,6 +295,7 @@ STEPS: dict[str, Callable[[Workflow], Path]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "options"),
     [
@@ -325,6 +329,7 @@ def test_two_edits_with_a_killed_run_between(
     assert workflow.exported() == []
 
 
+@pytest.mark.slow
 def test_killed_when_asked_for_by_name(workflow: Workflow, server: FaultServer) -> None:
     """Snakemake plans a file that is asked for by name at once, and sees that it is incomplete."""
     options = ("--workflow-profile", "none")
@@ -344,6 +349,7 @@ def test_killed_when_asked_for_by_name(workflow: Workflow, server: FaultServer) 
         assert kind in workflow.published("guns_1016205").decode()
 
 
+@pytest.mark.slow
 def test_a_left_over_process_publishes_nothing(workflow: Workflow, server: FaultServer) -> None:
     """Killing Snakemake alone leaves its download behind, which ends when a newer one is out."""
     workflow.run()

@@ -91,6 +91,7 @@ def test_sums_pass_and_fail_when_a_byte_is_changed(workflow: Workflow) -> None:
     assert done.returncode == 1 and "tablet4_0001_complete_tracks.json: FAILED" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_without_a_change_rewrites_nothing(workflow: Workflow, server: FaultServer) -> None:
     workflow.run()
     before = stamps(workflow.folder)
@@ -116,6 +117,7 @@ def test_a_run_without_a_change_rewrites_nothing(workflow: Workflow, server: Fau
     assert not log.exists()
 
 
+@pytest.mark.slow
 def test_other_filters_and_batches_gone_stay_listed(
     workflow: Workflow, server: FaultServer
 ) -> None:
@@ -141,6 +143,7 @@ def test_other_filters_and_batches_gone_stay_listed(
     assert states(workflow)["tablet4_0001"] == "fresh"
 
 
+@pytest.mark.slow
 def test_a_failed_export_keeps_its_row_and_the_others_are_summed_up(
     workflow: Workflow, server: FaultServer
 ) -> None:
@@ -166,6 +169,7 @@ def test_a_failed_export_keeps_its_row_and_the_others_are_summed_up(
     assert states(workflow)["tablet4_0001"] == "fresh"
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_summed_up_by_the_next(workflow: Workflow, server: FaultServer) -> None:
     workflow.run()
     for batch in ("guns_1016205", "tablet4_0001"):
@@ -196,6 +200,7 @@ def test_a_killed_run_is_summed_up_by_the_next(workflow: Workflow, server: Fault
     assert table(workflow)["guns_1016205", "complete"]["sha256"] == receipt["sha256"]
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_down_costs_no_file(workflow: Workflow, server: FaultServer) -> None:
     workflow.run()
     before = stamps(workflow.folder)
@@ -204,6 +209,7 @@ def test_a_backend_that_is_down_costs_no_file(workflow: Workflow, server: FaultS
     assert stamps(workflow.folder) == before
 
 
+@pytest.mark.slow
 def test_a_lost_file_is_made_again_without_a_download(workflow: Workflow) -> None:
     workflow.run()
     results = workflow.folder / "results"

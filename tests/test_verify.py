@@ -31,6 +31,7 @@ def damage(workflow: Workflow) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=["default", "mtime only", "offline"])
 def test_what_differs_is_told_and_repaired(
     workflow: Workflow, server: FaultServer, options: tuple[str, ...]

@@ -199,6 +199,7 @@ def test_an_unknown_key_fails_alone(workflow: Workflow, server: FaultServer) -> 
     assert "Nearest: 'guns_1016205'" in said
 
 
+@pytest.mark.slow
 def test_a_batch_gone_from_the_backend_keeps_its_export(
     workflow: Workflow, server: FaultServer
 ) -> None:
@@ -231,6 +232,7 @@ def test_nothing_exported_leaves_nothing(workflow: Workflow, server: FaultServer
     assert not [path for path in workflow.folder.glob("results/**/*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_a_deleted_file_is_exported_again(workflow: Workflow) -> None:
     workflow.run()
     workflow.path("tablet4_0001").unlink()
@@ -252,6 +254,7 @@ def server_count(workflow: Workflow) -> int:
     return workflow.server.count("export")
 
 
+@pytest.mark.slow
 def test_another_backend_makes_exports_stale(workflow: Workflow, server: FaultServer) -> None:
     workflow.run()
     with FaultServer() as other:
@@ -270,6 +273,7 @@ def test_another_backend_makes_exports_stale(workflow: Workflow, server: FaultSe
         assert elsewhere.exported() == []
 
 
+@pytest.mark.slow
 def test_settings_of_the_run_do_not_make_exports_stale(workflow: Workflow) -> None:
     workflow.run()
     workflow.run("--cores", "1", EXPORT_REQUEST_TIMEOUT="5", EXPORT_BATCH_KEY="guns_1016205")

@@ -24,11 +24,12 @@ SOCKET_VARIABLE = "EXPORT_DOWNLOAD_SOCKET"  # tells the jobs where the server is
 
 
 class Job(socketserver.StreamRequestHandler):
-    """One download, in a forked process: a line with its arguments comes, its exit code goes."""
+    """One download, in a forked process: its arguments come; a sign and its exit code go."""
 
     def handle(self) -> None:
         """Run the job, unless the run or the job's own process ends before."""
         arguments = json.loads(self.rfile.readline())
+        self.wfile.write(b"+")
         threading.Thread(target=self._watch, daemon=True).start()
         try:
             download_tracks.main(arguments)

@@ -113,7 +113,7 @@ def update_summary(results: Path = RESULTS, resources: Path = RESOURCES) -> list
     data = page_data(states, listed)
     digest = page_digest(data)
     if digest not in (_read(page, 1000) or ""):
-        _write(page, render_page(data, digest, resources), results)
+        _write(page, render_page(data, digest), results)
         rewritten.append(page)
     _make_newer((summary_path(results), sums_path(results), page), newest)
     return rewritten

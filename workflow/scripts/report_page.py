@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from export_records import RESOURCES, staging_of
 from export_states import STATES, ExportState, tracks_of_batch
 from export_via_api import plain, replacing
 from payload_statistics import merged
@@ -68,8 +67,8 @@ def page_digest(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
-def render_page(data: Mapping[str, Any], digest: str, resources: Path = RESOURCES) -> str:
-    """Return the page; `resources` keeps what is the same in every page and takes long to make."""
+def render_page(data: Mapping[str, Any], digest: str) -> str:
+    """Return the page."""
     import jinja2  # here, and not above: most runs have nothing to render
 
     charts = _charts(data)
@@ -84,19 +83,25 @@ def render_page(data: Mapping[str, Any], digest: str, resources: Path = RESOURCE
         complete=sum(batch["complete"] for batch in data["completion"]),
         specifications=json.dumps({c["id"]: c["spec"] for c in charts}).replace("<", r"\u003c"),
         # So that no text in it ends the script element.
-        bundle=re.sub(r"<(/script|!--)", r"<\\\1", _chart_library(resources), flags=re.IGNORECASE),
+        bundle=re.sub(r"<(/script|!--)", r"<\\\1", _chart_library(), flags=re.IGNORECASE),
     )
 
 
-def _chart_library(resources: Path) -> str:
-    """Return the chart library's JavaScript, which takes longer to bundle than all else."""
-    kept = resources / f"charts-{version('vl-convert-python')}.js"
-    if kept.is_file():
+def _chart_library() -> str:
+    """Return the chart library's JavaScript.
+
+    It is the same in every page, and takes longer to bundle than all else: the user's cache has it.
+    """
+    import platformdirs
+
+    folder = platformdirs.user_cache_path("auto-labeler-export")
+    kept = folder / f"charts-{version('vl-convert-python')}.js"
+    with contextlib.suppress(OSError):
         return kept.read_text(encoding="utf-8")
     import vl_convert
 
     bundle = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-    with contextlib.suppress(OSError), replacing(kept, staging_of(resources)) as part:
+    with contextlib.suppress(OSError), replacing(kept) as part:
         part.write_text(bundle, encoding="utf-8")
     return bundle
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import codecs
 import contextlib
 import dataclasses
 import difflib
@@ -758,16 +759,41 @@ def is_loopback(host: str) -> bool:
 
 
 def _write(path: Path, chunks: Iterable[bytes]) -> tuple[int, str]:
+    """Write a body; return its size and SHA-256.
+
+    Raises:
+        TruncatedBodyError: the body is not UTF-8, and was cut short.
+        ApiError: the body is not UTF-8.
+    """
     digest = hashlib.sha256()
+    decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def look_at(chunk: bytes) -> None:
+        digest.update(chunk)
+        # Most of a payload is ASCII, which is several times as fast to tell as to decode.
+        if decoder.getstate()[0] or not chunk.isascii():
+            decoder.decode(chunk)
+
     size = 0
+    fault: BaseException | None = None
     with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
-        hashed = None
+        looked = pool.submit(look_at, b"")
         for chunk in chunks:
             file.write(chunk)
-            if hashed:
-                hashed.result()
-            hashed = pool.submit(digest.update, chunk)  # while the next one comes
+            fault = fault or looked.exception()
+            looked = pool.submit(look_at, chunk)  # while the next one comes
             size += len(chunk)
+        fault = fault or looked.exception()
+    try:
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        fault = fault or error
+    if isinstance(fault, UnicodeDecodeError):
+        with path.open("rb") as written:
+            check_whole(written)  # a cut may split a character
+        raise ApiError(f"the body is malformed JSON ({fault.reason} in its UTF-8).")
+    if fault:
+        raise fault
     return size, digest.hexdigest()
 
 

@@ -6,16 +6,15 @@ embeddings above all), so memory use grows with the number of annotations, not w
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import math
 import mmap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import msgspec
-from export_via_api import CHUNK_SIZE, ApiError, TruncatedBodyError, check_whole, not_json, show
+from export_via_api import ApiError, TruncatedBodyError, check_whole, not_json, show
 from payload_statistics import statistics_of
 
 T = TypeVar("T")
@@ -102,11 +101,7 @@ def decode_payload(path: Path, decoder: msgspec.json.Decoder[T]) -> T:
             raise not_json(head)
         body = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
-            _require_utf8(file)
             return decoder.decode(body)
-        except UnicodeDecodeError as error:
-            check_whole(file)  # a cut may split a character
-            cause = f"the body is malformed JSON ({error.reason} in its UTF-8)."
         except msgspec.ValidationError as error:
             cause = f"the payload is not the export that the API documents ({error})."
         except msgspec.DecodeError as error:
@@ -178,17 +173,6 @@ def change_warnings(
     if previous_tracks is not None and 2 * len(track_tags) < previous_tracks:
         warnings.append(f"{len(track_tags)} tracks, where the last export had {previous_tracks}")
     return warnings
-
-
-def _require_utf8(file: BinaryIO) -> None:
-    """Raise UnicodeDecodeError unless all is UTF-8; msgspec does not look into what it skips."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    file.seek(0)
-    while chunk := file.read(CHUNK_SIZE):
-        # Most of a payload is ASCII, which is several times as fast to tell as to decode.
-        if decoder.getstate()[0] or not chunk.isascii():
-            decoder.decode(chunk)
-    decoder.decode(b"", final=True)
 
 
 def _require_complete(tracks: Iterable[Track]) -> None:

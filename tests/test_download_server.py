@@ -117,3 +117,14 @@ def test_few_downloads_need_none(workflow: Workflow, server: FaultServer) -> Non
         assert not servers(process)
         hold.release.set()
         assert process.wait(60) == 0
+
+
+def test_a_temporary_folder_that_can_hold_no_socket(
+    workflow: Workflow, server: FaultServer, tmp_path: Path
+) -> None:
+    for number in range(BATCHES):
+        server.add(f"batch_{number}")
+    folder = tmp_path / ("long" * 40)  # a socket's path has to be shorter
+    folder.mkdir()
+    workflow.run(TMPDIR=str(folder))
+    workflow.assert_as_served(*(f"batch_{number}" for number in range(BATCHES)))

@@ -4,6 +4,7 @@
 # Makes: the closing summary; the files of summary.smk where its jobs did not.
 
 import atexit
+import contextlib
 import shutil
 import signal
 from datetime import UTC, datetime
@@ -76,7 +77,8 @@ def print_at_exit(text):
 def before_downloads(count):
     """Start what makes many downloads cheap, where jobs run on this machine and as they are."""
     if count >= FEW_DOWNLOADS and workflow.local_exec and not IN_CONDA:
-        download_servers.append(DownloadServer())
+        with contextlib.suppress(OSError):  # no temporary folder: jobs run without a server
+            download_servers.append(DownloadServer())
 
 
 def after_downloads():

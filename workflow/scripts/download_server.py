@@ -73,7 +73,11 @@ class DownloadServer:
 def main() -> None:
     """Serve until stdin is closed, which is when the run ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with Server(sys.argv[1], Job) as server:
+    try:
+        server = Server(sys.argv[1], Job)
+    except OSError:  # a temporary folder with a long name, say: jobs run without a server
+        return
+    with server:
         # One thread alone, as it forks.
         while sys.stdin not in (ready := select.select([server, sys.stdin], [], [], 1)[0]):
             if ready:
